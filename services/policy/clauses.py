@@ -1,0 +1,95 @@
+"""What policy resolution yields and compilation consumes; the domain side of the wire messages.
+
+Resolution runs once per cluster (policyd), compilation on each node (agent) and in `explain`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NewType
+
+from identity.numbers import NumericIdentity
+
+GroupId = NewType("GroupId", int)
+RuleId = NewType("RuleId", int)
+
+# Rule ids below 16 name no clause; the programs use them too (datapath/bpf/abi.h).
+RULE_NONE = RuleId(0)
+RULE_OPEN = RuleId(1)
+RULE_DEFAULT_DENY = RuleId(2)
+RULE_ALLOW_LOCALHOST = RuleId(3)
+RULE_DEFAULT_ALLOW = RuleId(4)
+FIRST_CLAUSE_RULE = RuleId(16)
+
+
+class Direction(IntEnum):
+    INGRESS = 1
+    EGRESS = 2
+
+
+class Action(IntEnum):
+    ALLOW = 1
+    DENY = 2
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PortRange:
+    """`proto`: IP protocol number. ICMP: lo = hi = type. 0..65535: every port of the protocol."""
+
+    proto: int
+    lo: int
+    hi: int
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """One allow or deny clause as it applies to a local identity.
+
+    groups: union of peer groups; empty means any peer, identity unknown included.
+    ports: union; empty means every protocol and port.
+    """
+
+    direction: Direction
+    groups: tuple[GroupId, ...]
+    ports: tuple[PortRange, ...]
+    action: Action
+    rule_id: RuleId
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PolicyRef:
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kind} {self.namespace}/{self.name}"
+            if self.namespace
+            else f"{self.kind} {self.name}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPolicy:
+    identity: NumericIdentity
+    ingress_enforced: bool
+    egress_enforced: bool
+    clauses: tuple[Clause, ...]
+    ingress_policies: tuple[PolicyRef, ...]
+    egress_policies: tuple[PolicyRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSource:
+    """Where a rule id comes from. `clause`: ingress|egress|ingressDeny|egressDeny, with [index]."""
+
+    rule_id: RuleId
+    policy: PolicyRef
+    rule_index: int
+    clause: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.policy} rule {self.rule_index} {self.clause} line {self.line}"

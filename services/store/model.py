@@ -1,0 +1,183 @@
+"""Values of the store: keys, revisions, transactions, watch events, and the Store protocol.
+
+Two implementations stand behind the protocol, `etcd.EtcdStore` and `memory.MemoryStore`; the
+contract suite in tests/contract holds both to the same behaviour. Keys are text, values bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NewType, Protocol, Self
+
+Revision = NewType("Revision", int)
+LeaseId = NewType("LeaseId", int)
+
+NO_LEASE = LeaseId(0)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValue:
+    key: str
+    value: bytes
+    create_revision: Revision
+    mod_revision: Revision
+    version: int
+    lease: LeaseId = NO_LEASE
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All of a range at one revision, ascending by key."""
+
+    revision: Revision
+    items: tuple[KeyValue, ...]
+
+
+class Target(Enum):
+    CREATE = "create"
+    MOD = "mod"
+    VALUE = "value"
+    VERSION = "version"
+
+
+class Relation(Enum):
+    EQUAL = "="
+    NOT_EQUAL = "!="
+    GREATER = ">"
+    LESS = "<"
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """`range_end` set: the comparison must hold for every key in [key, range_end)."""
+
+    key: str
+    target: Target
+    relation: Relation
+    operand: int | bytes
+    range_end: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    key: str
+    value: bytes
+    lease: LeaseId = NO_LEASE
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    key: str
+    range_end: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    key: str
+    range_end: str | None = None
+    limit: int = 0
+    count_only: bool = False
+    keys_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Txn:
+    """IF all compares hold THEN `success` ELSE `failure`. An operation may be a Txn itself."""
+
+    compares: tuple[Compare, ...] = ()
+    success: tuple[Operation, ...] = ()
+    failure: tuple[Operation, ...] = ()
+
+
+Operation = Put | Delete | Range | Txn
+
+
+@dataclass(frozen=True, slots=True)
+class RangeResult:
+    items: tuple[KeyValue, ...]
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteResult:
+    deleted: int
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class TxnResult:
+    """`results` are those of the branch taken, in order."""
+
+    revision: Revision
+    succeeded: bool
+    results: tuple[OperationResult, ...] = field(default=())
+
+
+OperationResult = RangeResult | DeleteResult | PutResult | TxnResult
+
+
+# ------------------------------------------------------------------ watching
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    kv: KeyValue
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    key: str
+    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """The initial listing of all prefixes is complete at `revision`. Sent once."""
+
+    revision: Revision
+
+
+WatchEvent = Changed | Removed | Synced
+
+
+class Store(Protocol):
+    """Raises `Retry` when the store cannot be reached or answers too late, `Invalid` for a request
+    it refuses by its limits, `Exhausted` when its space is used up, `NotFound` for a lost lease."""
+
+    async def get(self, key: str) -> KeyValue | None: ...
+    async def list(self, prefix: str) -> Listing: ...
+    async def put(self, key: str, value: bytes, lease: LeaseId = NO_LEASE) -> Revision: ...
+    async def delete(self, key: str) -> bool: ...
+    async def txn(self, txn: Txn) -> TxnResult: ...
+    async def grant(self, ttl_s: int) -> LeaseId: ...
+    async def keep_alive(self, lease: LeaseId) -> int:
+        """Remaining TTL in seconds; 0 when the lease is gone."""
+        ...
+
+    async def revoke(self, lease: LeaseId) -> None: ...
+
+    def watch(self, *prefixes: str) -> AsyncIterator[tuple[WatchEvent, ...]]:
+        """List every prefix at one revision, then follow. Batches arrive in revision order across
+        the prefixes; a compaction or broken stream is healed inside (relist and diff), not guessed.
+        The first batches are the listing, closed by one `Synced`."""
+        ...
+
+    async def close(self) -> None: ...
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(self, *exc: object) -> None: ...
+
+
+def prefix_end(prefix: str) -> str:
+    """The first key after every key that starts with `prefix`."""
+    head = prefix.encode()
+    while head and head[-1] == 0xFF:
+        head = head[:-1]
+    if not head:
+        return "\0"
+    return (head[:-1] + bytes([head[-1] + 1])).decode("latin-1")
