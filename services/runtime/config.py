@@ -1,0 +1,219 @@
+"""Configuration: one TOML file, TESSERA_<SECTION>_<KEY> over it, one frozen struct per process.
+
+A process reads its own table and the common ones ([etcd], [log], [telemetry]); the other
+processes' tables may stand in the same file. Every key has a default; an unknown table, key or
+variable is refused by name. Lists in the environment are comma-separated; tables within a table
+(address pools) can only be given in the file.
+"""
+
+from __future__ import annotations
+
+import socket
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final, Protocol, TypeVar, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from services.runtime.errors import Invalid
+
+COMMON_SECTIONS: Final = ("etcd", "log", "telemetry")
+PROCESS_SECTIONS: Final = ("identityd", "ipamd", "policyd", "apid", "agent")
+SECRET_KEYS: Final = frozenset({"password"})
+
+Seconds = Annotated[float, Meta(gt=0)]
+WholeSeconds = Annotated[int, Meta(gt=0)]
+
+
+class EtcdConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    endpoints: tuple[str, ...] = ("127.0.0.1:2379",)
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    username: str = ""
+    password: str = ""
+    request_timeout_s: Seconds = 5.0
+
+
+class LogConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    level: str = "info"
+    json: bool = False
+
+
+class TelemetryConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`otlp_endpoint` empty: spans carry trace context but are not exported."""
+
+    otlp_endpoint: str = ""
+
+
+class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    cidrs: tuple[str, ...] = ("10.244.0.0/16",)
+    block_size: Annotated[int, Meta(ge=8, le=32)] = 26
+
+
+class IdentitydConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    etcd: EtcdConfig = EtcdConfig()
+    log: LogConfig = LogConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    listen: str = "127.0.0.1:7401"
+    metrics_listen: str = "127.0.0.1:7411"
+    cluster: str = "default"
+    cluster_id: Annotated[int, Meta(ge=0, le=511)] = 0
+    session_ttl_s: WholeSeconds = 300
+    gc_grace_s: WholeSeconds = 300
+    quarantine_s: WholeSeconds = 1800
+
+
+class IpamdConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    etcd: EtcdConfig = EtcdConfig()
+    log: LogConfig = LogConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    listen: str = "127.0.0.1:7402"
+    metrics_listen: str = "127.0.0.1:7412"
+    pools: dict[str, PoolConfig] = field(default_factory=lambda: {"default": PoolConfig()})
+
+
+class PolicydConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    etcd: EtcdConfig = EtcdConfig()
+    log: LogConfig = LogConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    listen: str = "127.0.0.1:7403"
+    metrics_listen: str = "127.0.0.1:7413"
+
+
+class ApidConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Metrics are served on `listen` too."""
+
+    log: LogConfig = LogConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    listen: str = "127.0.0.1:7400"
+    identityd: str = "127.0.0.1:7401"
+    ipamd: str = "127.0.0.1:7402"
+    policyd: str = "127.0.0.1:7403"
+
+
+class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`node_ip` empty: the first IPv4 address that is not loopback. `bpf_object` empty: the object
+    shipped in the package. `attach`: auto, tcx or clsact."""
+
+    log: LogConfig = LogConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    node_name: str = field(default_factory=socket.gethostname)
+    node_ip: str = ""
+    state_dir: str = "/var/lib/tessera"
+    run_dir: str = "/run/tessera"
+    bpf_dir: str = "/sys/fs/bpf/tessera"
+    bpf_object: str = ""
+    identityd: str = "127.0.0.1:7401"
+    ipamd: str = "127.0.0.1:7402"
+    policyd: str = "127.0.0.1:7403"
+    metrics_listen: str = "127.0.0.1:7414"
+    allow_localhost: bool = True
+    attach: str = "auto"
+    events_bytes: Annotated[int, Meta(ge=4096)] = 4_194_304
+    policy_peer_max: Annotated[int, Meta(ge=1024)] = 1_048_576
+
+
+class ProcessConfig(Protocol):
+    """What every process has, whatever else."""
+
+    @property
+    def log(self) -> LogConfig: ...
+    @property
+    def telemetry(self) -> TelemetryConfig: ...
+
+
+C = TypeVar("C", bound=Struct)
+_Table = dict[str, object]
+
+
+def load(cls: type[C], section: str, path: Path | None, environ: Mapping[str, str]) -> C:
+    """Raises `Invalid` naming the key and where it was read."""
+    document = _read(path) if path is not None else {}
+    common: set[str] = {name for name in COMMON_SECTIONS if name in cls.__struct_fields__}
+    own = _table(document, section, path)
+    _refuse_unknown(own, set(cls.__struct_fields__) - common, section, str(path))
+    merged: _Table = {**own, **_from_environ(cls, section, environ, skip=common)}
+    hints = get_type_hints(cls)
+    for name in common:
+        table = _table(document, name, path)
+        _refuse_unknown(table, set(hints[name].__struct_fields__), name, str(path))
+        merged[name] = {**table, **_from_environ(hints[name], name, environ, skip=set())}
+    try:
+        return msgspec.convert(merged, cls)
+    except msgspec.ValidationError as error:
+        raise Invalid(f"{path or 'environment'}: [{section}]: {error}") from None
+
+
+def shown(config: Struct) -> dict[str, object]:
+    """The configuration as it may be printed: secrets replaced."""
+    return _without_secrets(msgspec.to_builtins(config))
+
+
+def _read(path: Path) -> _Table:
+    try:
+        document: _Table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise Invalid(f"config file {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Invalid(f"config file {path} is not TOML: {error}") from None
+    for name in document:
+        if name not in COMMON_SECTIONS + PROCESS_SECTIONS:
+            known = ", ".join(COMMON_SECTIONS + PROCESS_SECTIONS)
+            raise Invalid(f"{path}: unknown table [{name}]; known: {known}")
+    return document
+
+
+def _table(document: _Table, name: str, path: Path | None) -> _Table:
+    table = document.get(name, {})
+    if not isinstance(table, dict):
+        raise Invalid(f"{path}: {name} must be a table: [{name}]")
+    return table
+
+
+def _refuse_unknown(table: _Table, known: set[str], section: str, where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise Invalid(
+                f"{where}: unknown key {section}.{key}; known: {', '.join(sorted(known))}"
+            )
+
+
+def _from_environ(
+    cls: type[Struct], section: str, environ: Mapping[str, str], skip: set[str]
+) -> _Table:
+    prefix = f"TESSERA_{section.upper()}_"
+    hints = get_type_hints(cls, include_extras=True)
+    values: _Table = {}
+    for variable in sorted(environ):
+        if not variable.startswith(prefix):
+            continue
+        key = variable.removeprefix(prefix).lower()
+        if key not in hints or key in skip or get_origin(hints[key]) is dict:
+            raise Invalid(f"environment variable {variable} names no key of [{section}]; unset it")
+        values[key] = _parse(variable, environ[variable], hints[key])
+    return values
+
+
+def _parse(variable: str, text: str, hint: object) -> object:
+    if get_origin(hint) is tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    try:
+        value: object = msgspec.convert(text, hint, strict=False)
+    except msgspec.ValidationError as error:
+        raise Invalid(f"environment variable {variable}={text!r}: {error}") from None
+    return value
+
+
+def _without_secrets(value: object) -> dict[str, object]:
+    assert isinstance(value, dict)
+    return {
+        key: "***"
+        if key in SECRET_KEYS and item
+        else _without_secrets(item)
+        if isinstance(item, dict)
+        else item
+        for key, item in value.items()
+    }
