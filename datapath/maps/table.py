@@ -1,0 +1,298 @@
+"""One map as user space sees it: the protocol, the kernel's implementation and one in memory.
+
+A table promises: `put_many` of rows that fit either lands or raises, with the rows before the
+culprit written; deleting what is not there is no error; `items` may miss or repeat rows that
+change while it runs, as the kernel's iteration does. A full table raises Exhausted, naming the
+map, its size and the config key that raises it.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
+
+from datapath import bpfcall
+from datapath.maps.layout import Codec
+from services.runtime.errors import Exhausted, NotFound, Unusable
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+_CHUNK: Final = 16384  # rows per call: bounds what one call copies into the kernel
+_FULL: Final = frozenset({errno.E2BIG, errno.ENOSPC, errno.ENOMEM})
+_ENOTSUPP: Final = 524  # kernel-internal, not in errno
+_NO_BATCH: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, _ENOTSUPP})
+_MAP_ARRAY: Final = 2
+_MAP_PERCPU_ARRAY: Final = 6
+_MAP_PERCPU_TYPES: Final = frozenset({5, _MAP_PERCPU_ARRAY, 10})
+
+
+class Table(Protocol[K, V]):
+    """`name`: the map's; `max_entries`: its capacity."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def max_entries(self) -> int: ...
+    def get(self, key: K) -> V | None: ...
+    def put_many(self, rows: Mapping[K, V] | Iterable[tuple[K, V]]) -> None: ...
+    def put_packed(self, keys: bytes, values: bytes, count: int) -> None: ...
+    def delete_many(self, keys: Iterable[K]) -> int: ...
+    def items(self) -> Iterator[tuple[K, V]]: ...
+    def count(self) -> int: ...
+
+
+def _pairs(rows: Mapping[K, V] | Iterable[tuple[K, V]]) -> Iterable[tuple[K, V]]:
+    return rows.items() if isinstance(rows, Mapping) else rows
+
+
+def _full(name: str, max_entries: int, config_key: str) -> Exhausted:
+    remedy = f"raise [agent] {config_key} and restart the agent" if config_key else "free rows"
+    return Exhausted(f"BPF map {name} is full ({max_entries} entries): {remedy}")
+
+
+class MemoryTable(Table[K, V]):
+    """A dict behind the codecs: what the kernel would refuse to hold, this refuses too.
+
+    `zero`: makes it an array, whose every row exists and is reset by a deletion.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        key: Codec[K],
+        value: Codec[V],
+        *,
+        max_entries: int = 1 << 32,
+        config_key: str = "",
+        zero: V | None = None,
+    ) -> None:
+        self._name = name
+        self._key = key
+        self._value = value
+        self._max = max_entries
+        self._config_key = config_key
+        self._zero = zero
+        self._rows: dict[K, V] = {}
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def max_entries(self) -> int:
+        return self._max
+
+    def get(self, key: K) -> V | None:
+        return self._rows.get(key, self._zero)
+
+    def put_many(self, rows: Mapping[K, V] | Iterable[tuple[K, V]]) -> None:
+        for key, value in _pairs(rows):
+            if key not in self._rows and len(self._rows) >= self._max:
+                raise _full(self._name, self._max, self._config_key)
+            self._rows[key] = self._value.unpack(self._value.pack(value))
+
+    def put_packed(self, keys: bytes, values: bytes, count: int) -> None:
+        k, v = self._key.size, self._value.size
+        self.put_many(
+            (
+                self._key.unpack(keys[i * k : i * k + k]),
+                self._value.unpack(values[i * v : i * v + v]),
+            )
+            for i in range(count)
+        )
+
+    def delete_many(self, keys: Iterable[K]) -> int:
+        return sum(self._rows.pop(key, None) is not None for key in keys)
+
+    def items(self) -> Iterator[tuple[K, V]]:
+        yield from list(self._rows.items())
+
+    def count(self) -> int:
+        return len(self._rows)
+
+
+class KernelTable(Table[K, V]):
+    """A pinned BPF map. Rows of a per-CPU map are read as the concatenation of all CPUs' rows."""
+
+    def __init__(
+        self, name: str, fd: int, key: Codec[K], value: Codec[V], config_key: str = ""
+    ) -> None:
+        """Takes ownership of `fd`."""
+        self._name = name
+        self._fd = fd
+        self._key = key
+        self._value = value
+        self._config_key = config_key
+        info = bpfcall.map_info(fd)
+        if (info.key_size, info.value_size) != (key.size, value.size):
+            raise Unusable(
+                f"BPF map {name} holds {info.key_size}+{info.value_size} byte rows, this version "
+                f"expects {key.size}+{value.size}: remove its pin and restart the agent"
+            )
+        self._info = info
+        self._array = info.type in (_MAP_ARRAY, _MAP_PERCPU_ARRAY)
+        self._stride = value.size
+        if info.type in _MAP_PERCPU_TYPES:
+            self._stride = (value.size + 7) // 8 * 8 * possible_cpus()
+        self._batches = True
+
+    @classmethod
+    def open(
+        cls, path: Path, key: Codec[K], value: Codec[V], config_key: str = ""
+    ) -> KernelTable[K, V]:
+        try:
+            fd = bpfcall.get_pinned(path)
+        except FileNotFoundError:
+            raise NotFound(f"no BPF map at {path}: the agent has not run here") from None
+        return cls(path.name, fd, key, value, config_key)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def max_entries(self) -> int:
+        return self._info.max_entries
+
+    @property
+    def fd(self) -> int:
+        return self._fd
+
+    def get(self, key: K) -> V | None:
+        try:
+            data = bpfcall.map_lookup(self._fd, self._key.pack(key), self._stride)
+        except FileNotFoundError:
+            return None
+        return self._value.unpack(data)
+
+    def put_many(self, rows: Mapping[K, V] | Iterable[tuple[K, V]]) -> None:
+        keys, values = bytearray(), bytearray()
+        count = 0
+        for key, value in _pairs(rows):
+            keys += self._key.pack(key)
+            values += self._value.pack(value)
+            count += 1
+        self.put_packed(bytes(keys), bytes(values), count)
+
+    def put_packed(self, keys: bytes, values: bytes, count: int) -> None:
+        k, v = self._key.size, self._value.size
+
+        def single(at: int) -> None:
+            bpfcall.map_update(self._fd, keys[at * k : at * k + k], values[at * v : at * v + v])
+
+        def batch(at: int, size: int) -> None:
+            chunk = slice(at * k, (at + size) * k), slice(at * v, (at + size) * v)
+            bpfcall.map_update_batch(self._fd, keys[chunk[0]], values[chunk[1]], size)
+
+        try:
+            self._each(count, single, batch, tolerate=None)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise _full(self._name, self.max_entries, self._config_key) from None
+            raise
+
+    def delete_many(self, keys: Iterable[K]) -> int:
+        packed = [self._key.pack(key) for key in keys]
+        if self._array:
+            self.put_packed(b"".join(packed), bytes(self._value.size * len(packed)), len(packed))
+            return len(packed)
+
+        def batch(at: int, size: int) -> None:
+            bpfcall.map_delete_batch(self._fd, b"".join(packed[at : at + size]), size)
+
+        missing = self._each(
+            len(packed),
+            lambda at: bpfcall.map_delete(self._fd, packed[at]),
+            batch,
+            tolerate=errno.ENOENT,
+        )
+        return len(packed) - missing
+
+    def _each(
+        self,
+        count: int,
+        single: Callable[[int], None],
+        batch: Callable[[int, int], None],
+        *,
+        tolerate: int | None,
+    ) -> int:
+        """Runs the rows in batches, one by one where the kernel has none; counts the tolerated."""
+        at = tolerated = 0
+        while at < count:
+            size = min(_CHUNK, count - at)
+            try:
+                if self._batches and size > 1:
+                    batch(at, size)
+                    at += size
+                else:
+                    single(at)
+                    at += 1
+            except OSError as error:
+                done = error.done if isinstance(error, bpfcall.BatchError) else None
+                if error.errno == tolerate:
+                    tolerated += 1
+                    at += (done or 0) + 1
+                elif done == 0 and error.errno in _NO_BATCH:
+                    self._batches = False
+                else:
+                    raise
+        return tolerated
+
+    def _pages(self) -> Iterator[bpfcall.Page]:
+        cursor: bytes | None = None
+        room = min(_CHUNK, max(self.max_entries, 64))
+        while True:
+            try:
+                page = bpfcall.map_lookup_batch(
+                    self._fd, cursor, room, self._key.size, self._stride
+                )
+            except OSError as error:
+                if error.errno != errno.ENOSPC:  # ENOSPC: one hash bucket holds more than `room`
+                    raise
+                room *= 2
+                continue
+            yield page
+            if page.cursor is None:
+                return
+            cursor = page.cursor
+
+    def items(self) -> Iterator[tuple[K, V]]:
+        k, v = self._key.size, self._stride
+        try:
+            for page in self._pages():
+                for i in range(page.count):
+                    yield (
+                        self._key.unpack(page.keys[i * k : i * k + k]),
+                        self._value.unpack(page.values[i * v : i * v + v]),
+                    )
+        except OSError as error:
+            if error.errno not in _NO_BATCH:
+                raise
+            yield from self._walk()
+
+    def _walk(self) -> Iterator[tuple[K, V]]:
+        raw: bytes | None = None
+        while True:
+            try:
+                raw = bpfcall.map_next_key(self._fd, raw, self._key.size)
+            except FileNotFoundError:
+                return
+            key = self._key.unpack(raw)
+            value = self.get(key)
+            if value is not None:
+                yield key, value
+
+    def count(self) -> int:
+        """Rows present; walks the whole map."""
+        if self._array:
+            return self.max_entries
+        return sum(page.count for page in self._pages())
+
+
+def possible_cpus() -> int:
+    """How many rows the kernel keeps per key of a per-CPU map."""
+    text = Path("/sys/devices/system/cpu/possible").read_text().strip()
+    return int(text.replace(",", "-").rsplit("-", 1)[-1]) + 1
