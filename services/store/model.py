@@ -2,10 +2,12 @@
 
 Two implementations stand behind the protocol, `etcd.EtcdStore` and `memory.MemoryStore`; the
 contract suite in tests/contract holds both to the same behaviour. Keys are text, values bytes.
+Constructors for common compares, and for transactions of many operations, are in txn.py.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -15,6 +17,8 @@ Revision = NewType("Revision", int)
 LeaseId = NewType("LeaseId", int)
 
 NO_LEASE = LeaseId(0)
+
+_SURROGATES = range(0xD800, 0xE000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,8 @@ class Relation(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """`range_end` set: the comparison must hold for every key in [key, range_end)."""
+    """`range_end` set: the comparison must hold for every key in [key, range_end). An absent key
+    compares as revision and version 0, and as unequal to any value."""
 
     key: str
     target: Target
@@ -165,7 +170,12 @@ class Store(Protocol):
     def watch(self, *prefixes: str) -> AsyncIterator[tuple[WatchEvent, ...]]:
         """List every prefix at one revision, then follow. Batches arrive in revision order across
         the prefixes; a compaction or broken stream is healed inside (relist and diff), not guessed.
-        The first batches are the listing, closed by one `Synced`."""
+        The first batches are the listing, closed by one `Synced`.
+
+        What happens to a key while the consumer is busy is conflated to the last event, so a batch
+        names a key at most once and never ends inside a transaction. A key that was removed and
+        made again between two batches shows as `Changed` with a later `create_revision`. Waits
+        out an unreachable store; ends when the store is closed."""
         ...
 
     async def close(self) -> None: ...
@@ -174,10 +184,12 @@ class Store(Protocol):
 
 
 def prefix_end(prefix: str) -> str:
-    """The first key after every key that starts with `prefix`."""
-    head = prefix.encode()
-    while head and head[-1] == 0xFF:
-        head = head[:-1]
+    """The first key after every key that starts with `prefix`. For the empty prefix NUL, which etcd
+    reads as "to the end". Code points order as their UTF-8 bytes do, so the last one is raised."""
+    head = prefix.rstrip(chr(sys.maxunicode))
     if not head:
         return "\0"
-    return (head[:-1] + bytes([head[-1] + 1])).decode("latin-1")
+    following = ord(head[-1]) + 1
+    if following == _SURROGATES.start:
+        following = _SURROGATES.stop
+    return head[:-1] + chr(following)
