@@ -2,39 +2,51 @@
 
     LocalPolicy --compile_direction--> Compiled --partition(group members)--> {Answer: identities}
 
-An answer is the content of one class of the datapath. Precedence is decided here, for each class and
-each distinct port block, so that the kernel never ranks rules: any deny -> DENY; else any allow ->
-ALLOW; else NONE. Nothing here knows maps, slots or class numbers.
+An answer is the content of one class of the datapath. Precedence is decided here, for each class
+and each distinct port block, so that the kernel never ranks rules: any deny -> DENY; else any allow
+-> ALLOW; else NONE. Nothing here knows maps, slots or class numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import IntEnum
 
 from pyroaring import BitMap
 
-from services.policy.clauses import Direction, GroupId, LocalPolicy, RuleId
+from services.policy.blocks import (
+    LAST_PORT,
+    NO_ANSWER,
+    PORT_BITS,
+    PortAnswer,
+    Span,
+    Verdict,
+    blocks,
+    decide,
+    steps,
+)
+from services.policy.clauses import (
+    RULE_OPEN,
+    Action,
+    Clause,
+    Direction,
+    GroupId,
+    LocalPolicy,
+)
+
+__all__ = [
+    "Answer",
+    "Compiled",
+    "ExactPort",
+    "PortAnswer",
+    "PortBlock",
+    "Verdict",
+    "compile_direction",
+]
 
 
-class Verdict(IntEnum):
-    """As enum verdict in datapath/bpf/abi.h."""
-
-    NONE = 0
-    ALLOW = 1
-    DENY = 2
-
-
-@dataclass(frozen=True, slots=True)
-class PortAnswer:
-    """What is decided and by which clause. NONE carries RULE_NONE: nothing matches, default deny."""
-
-    verdict: Verdict
-    rule_id: RuleId
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class ExactPort:
     """One port of one protocol. ICMP: the port is the type."""
 
@@ -43,11 +55,11 @@ class ExactPort:
     answer: PortAnswer
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class PortBlock:
     """The ports of `proto` that share the first `bits` bits of `port`; 0 bits: every port.
 
-    Aligned: the low 16 - bits bits of `port` are zero. `bits` is 0..15; a full match is an ExactPort.
+    Aligned: the low 16 - bits bits of `port` are zero. `bits` is 0..15, never 16.
     """
 
     proto: int
@@ -60,8 +72,7 @@ class PortBlock:
 class Answer:
     """The content of a class. Lookup order: exact port, longest block, `all`.
 
-    A row with Verdict.NONE is a row: it stops a less specific row from answering.
-    `ports` and `ranges` are sorted; equal answers compare and hash equal.
+    `ports` and `ranges` are sorted; no row's verdict is NONE. Equal answers compare and hash equal.
     """
 
     all: PortAnswer
@@ -70,15 +81,29 @@ class Answer:
 
     def lookup(self, proto: int, port: int) -> PortAnswer:
         """What the datapath answers; port 0 for protocols without ports."""
-        raise NotImplementedError
+        for row in self.ports:
+            if row.proto == proto and row.port == port:
+                return row.answer
+        longest: PortBlock | None = None
+        for block in self.ranges:
+            shift = PORT_BITS - block.bits
+            covers = block.proto == proto and block.port >> shift == port >> shift
+            if covers and (longest is None or block.bits > longest.bits):
+                longest = block
+        return self.all if longest is None else longest.answer
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """One direction of a local policy, ready to be applied to group members."""
+    """One direction of a local policy, ready to be applied to group members.
+
+    `clauses` are those that name groups; `default` is the answer of the any-peer clauses alone.
+    """
 
     groups: frozenset[GroupId]
     default: Answer
+    any_peer: tuple[Clause, ...]
+    clauses: tuple[Clause, ...]
 
     def partition(
         self, members: Callable[[GroupId], BitMap], within: BitMap | None = None
@@ -89,9 +114,91 @@ class Compiled:
         With `within`: only these identities, all of them (also those in no group), and those that
         answer `default` are listed under it, so that the caller deletes their rows.
         """
-        raise NotImplementedError
+        cells, seen = self._refine(members, within)
+        found: dict[Answer, BitMap] = {}
+        for matching, identities in cells.items():
+            answer = _answer((*self.any_peer, *(self.clauses[n] for n in matching)))
+            if answer in found:
+                found[answer] |= identities
+            else:
+                found[answer] = identities
+        if within is None:
+            found.pop(self.default, None)
+        elif rest := within - seen:
+            found[self.default] = found.get(self.default, BitMap()) | rest
+        return found
+
+    def _refine(
+        self, members: Callable[[GroupId], BitMap], within: BitMap | None
+    ) -> tuple[dict[tuple[int, ...], BitMap], BitMap]:
+        """Cells by the clauses they match, and their union. Splits only what a clause overlaps."""
+        cells: dict[tuple[int, ...], BitMap] = {}
+        seen = BitMap()
+        for number, clause in enumerate(self.clauses):
+            chosen = _union((members(group) for group in clause.groups), within)
+            overlap = chosen & seen
+            fresh = chosen - seen
+            seen |= fresh
+            if overlap:
+                _split(cells, overlap, number)
+            if fresh:
+                cells[(number,)] = fresh
+        return cells, seen
+
+
+def _split(cells: dict[tuple[int, ...], BitMap], overlap: BitMap, number: int) -> None:
+    for matching, identities in list(cells.items()):
+        if not identities.intersect(overlap):
+            continue
+        inside = identities & overlap
+        outside = identities - inside
+        if outside:
+            cells[matching] = outside
+        else:
+            del cells[matching]
+        cells[(*matching, number)] = inside
+
+
+def _union(bitmaps: Iterable[BitMap], within: BitMap | None) -> BitMap:
+    chosen = BitMap()
+    for bitmap in bitmaps:
+        chosen |= bitmap if within is None else bitmap & within
+    return chosen
 
 
 def compile_direction(local: LocalPolicy, direction: Direction) -> Compiled | None:
     """None: the direction is open, nothing is looked up."""
-    raise NotImplementedError
+    clauses = [clause for clause in local.clauses if clause.direction is direction]
+    ingress = direction is Direction.INGRESS
+    if not (local.ingress_enforced if ingress else local.egress_enforced):
+        if not clauses:
+            return None
+        clauses.append(Clause(direction, (), (), Action.ALLOW, RULE_OPEN))
+    any_peer = tuple(clause for clause in clauses if not clause.groups)
+    of_groups = tuple(clause for clause in clauses if clause.groups)
+    return Compiled(
+        groups=frozenset(group for clause in of_groups for group in clause.groups),
+        default=_answer(any_peer),
+        any_peer=any_peer,
+        clauses=of_groups,
+    )
+
+
+def _answer(clauses: Iterable[Clause]) -> Answer:
+    wide: list[Span] = []
+    by_proto: defaultdict[int, list[Span]] = defaultdict(list)
+    for clause in clauses:
+        if not clause.ports:
+            wide.append(Span(0, LAST_PORT, clause.action, clause.rule_id))
+        for ports in clause.ports:
+            by_proto[ports.proto].append(Span(ports.lo, ports.hi, clause.action, clause.rule_id))
+    fallback = decide(wide) if wide else NO_ANSWER
+    exact: list[ExactPort] = []
+    ranges: list[PortBlock] = []
+    for proto, spans in sorted(by_proto.items()):
+        for port, bits, answer in blocks(steps(spans + wide), fallback):
+            if bits == PORT_BITS:
+                exact.append(ExactPort(proto, port, answer))
+            else:
+                ranges.append(PortBlock(proto, port, bits, answer))
+    return Answer(fallback, tuple(sorted(exact)), tuple(sorted(ranges)))

@@ -53,7 +53,7 @@ class Changes:
     groups_added: groups that exist now and did not; read their members with group().
     group_deltas: of groups that existed before and still do; never empty deltas.
     locals_changed: identities to ask local_policy() for again: those a changed policy selects or
-        selected, and those that were added or whose labels changed. Removed identities are not in it.
+        selected, and those that were added or whose labels changed. Never removed ones.
     prefixes_*: node-local identities of the CIDRs policies name, keyed by canonical prefix.
     """
 
@@ -73,7 +73,7 @@ def rule_count(policy: Policy) -> int:
 
 
 class Resolver:
-    """The reserved identities are known from the start; policies and other identities are fed in."""
+    """Knows the reserved identities from the start; policies and other identities are fed in."""
 
     def __init__(self, settings: ResolverSettings) -> None:
         raise NotImplementedError
