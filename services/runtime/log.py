@@ -69,7 +69,9 @@ def configure(level: str, *, json: bool, stream: TextIO | None = None) -> None:
 def _renderer(*, json: bool, tty: bool) -> list[Processor]:
     if json:
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    return [structlog.dev.ConsoleRenderer(colors=tty, sort_keys=False)]
+    # Plain tracebacks: the pretty ones print local variables, secrets among them.
+    plain = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(colors=tty, sort_keys=False, exception_formatter=plain)]
 
 
 def _add_trace(
