@@ -106,7 +106,8 @@ struct policy_answer {
 };
 
 /* ct4: LRU hash. The tuple is ordered (addr, port) ascending in host order, so that one lookup
- * serves both directions. ICMP echo: both ports are the id. */
+ * serves both directions. ICMP echo: the asker's port is the id, the other's is 8, so that asking
+ * back is another flow and never passes as a reply. */
 struct ct4_key {
 	__be32 addr[2];
 	__be16 port[2];
@@ -121,7 +122,8 @@ enum ct_flags {
 	CT_RST = 1 << 4,
 	CT_SYN_ONLY = 1 << 5,    /* TCP without a completed handshake */
 };
-/* What one side (the egress judge at the source, the ingress judge at the destination) said. */
+/* What one side (the egress judge at the source, the ingress judge at the destination) said. Only
+ * VERDICT_ALLOW is ever stored; VERDICT_NONE: this side was not judged on this node. */
 struct ct_side {
 	__u32 slot;
 	__u32 revision;
@@ -131,7 +133,7 @@ struct ct_side {
 	__u8 pad;
 };
 struct ct_entry {
-	__u64 last_seen;        /* ktime ns */
+	__u64 last_seen;        /* coarse ktime ns */
 	__u64 packets[2];       /* 0 forward, 1 reply */
 	__u64 bytes[2];
 	__u32 flags;

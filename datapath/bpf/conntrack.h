@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* Flows and the verdicts they carry. An entry exists only for a flow that every judge on its way
+ * over this node allowed; a flow that is judged again and denied loses its entry, so that its
+ * replies stop too. */
+#ifndef TESSERA_CONNTRACK_H
+#define TESSERA_CONNTRACK_H
+
+#include "maps.h"
+#include "parse.h"
+
+#define SECOND 1000000000ULL
+#define TCP_ESTABLISHED_S 21600
+#define TCP_SYN_S 60
+#define TCP_CLOSING_S 10
+#define UDP_ONE_WAY_S 60
+#define UDP_BOTH_WAYS_S 180
+#define ICMP_S 30
+
+enum ct_state {
+	CT_NEW = 0,
+	CT_FORWARD = 1,
+	CT_REPLY = 2,
+	CT_RELATED = 3,
+};
+
+struct flow {
+	struct ct4_key key;
+	__u32 source;           /* index of the packet's source in the key */
+	struct ct_entry *entry; /* not for CT_NEW, CT_RELATED */
+	__u32 state;
+	__u32 pad;
+};
+
+static __always_inline void ct_key_of(struct flow *flow, const struct packet *pkt)
+{
+	__u64 source = (__u64)bpf_ntohl(pkt->saddr) << 16 | bpf_ntohs(pkt->sport);
+	__u64 destination = (__u64)bpf_ntohl(pkt->daddr) << 16 | bpf_ntohs(pkt->dport);
+	__u32 at = source > destination;
+
+	flow->source = at;
+	flow->key.addr[0] = at ? pkt->daddr : pkt->saddr;
+	flow->key.addr[1] = at ? pkt->saddr : pkt->daddr;
+	flow->key.port[0] = at ? pkt->dport : pkt->sport;
+	flow->key.port[1] = at ? pkt->sport : pkt->dport;
+	flow->key.proto = pkt->proto;
+}
+
+static __always_inline bool ct_closing(__u32 flags)
+{
+	return flags & CT_RST || (flags & CT_FIN_FWD && flags & CT_FIN_REV);
+}
+
+static __always_inline __u64 ct_timeout_s(__u32 flags, __u8 proto)
+{
+	switch (proto) {
+	case IPPROTO_TCP:
+		if (ct_closing(flags))
+			return TCP_CLOSING_S;
+		return flags & CT_REPLY_SEEN && !(flags & CT_SYN_ONLY) ? TCP_ESTABLISHED_S : TCP_SYN_S;
+	case IPPROTO_ICMP:
+		return ICMP_S;
+	default:
+		return flags & CT_REPLY_SEEN ? UDP_BOTH_WAYS_S : UDP_ONE_WAY_S;
+	}
+}
+
+static __always_inline struct ct_entry *ct_fresh(const struct ct4_key *key)
+{
+	struct ct_entry *entry = bpf_map_lookup_elem(&ct4, key);
+	__u64 now = bpf_ktime_get_coarse_ns();
+
+	if (!entry)
+		return 0;
+	if (now > entry->last_seen &&
+	    now - entry->last_seen > ct_timeout_s(entry->flags, key->proto) * SECOND)
+		return 0;
+	return entry;
+}
+
+/* A packet that opens a flow although its tuple is tracked. */
+static __always_inline bool ct_opens_anew(const struct packet *pkt, __u32 flags, bool forward)
+{
+	if (pkt->kind == KIND_ECHO)
+		return !forward;
+	if (pkt->proto != IPPROTO_TCP || (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+		return false;
+	/* Ports used again after a close; or the answering side of a live connection asks for one
+	 * of its own, which the connection must not vouch for. */
+	return ct_closing(flags) || (!forward && flags & CT_REPLY_SEEN);
+}
+
+static __always_inline bool ct_related(struct __sk_buff *skb, const struct packet *pkt,
+				       __be32 must_be_from)
+{
+	struct packet quoted = {};
+	struct flow flow = {};
+
+	if (!parse_quoted(skb, pkt, &quoted))
+		return false;
+	if (quoted.saddr != pkt->daddr || (must_be_from && quoted.daddr != must_be_from))
+		return false;
+	ct_key_of(&flow, &quoted);
+	return ct_fresh(&flow.key);
+}
+
+/* `must_be_from`: the address an ICMP error's quoted packet must have been sent to; 0 = any (a
+ * router on the way may report). */
+static __always_inline void ct_look_up(struct __sk_buff *skb, struct flow *flow,
+				       const struct packet *pkt, __be32 must_be_from)
+{
+	struct ct_entry *entry;
+	bool forward;
+
+	flow->state = CT_NEW;
+	if (pkt->kind == KIND_ICMP_ERROR && ct_related(skb, pkt, must_be_from))
+		flow->state = CT_RELATED;
+	if (pkt->kind >= KIND_ICMP_ERROR)
+		return;
+	ct_key_of(flow, pkt);
+	entry = ct_fresh(&flow->key);
+	if (!entry)
+		return;
+	forward = !!(entry->flags & CT_INITIATOR_1) == flow->source;
+	if (ct_opens_anew(pkt, entry->flags, forward) || (forward && pkt->kind == KIND_ECHO_REPLY))
+		return;
+	flow->entry = entry;
+	flow->state = forward ? CT_FORWARD : CT_REPLY;
+}
+
+/* Whether a verdict of this side may be used without asking again. */
+static __always_inline bool ct_believed(const struct ct_side *side, __u32 slot)
+{
+	struct policy_slot *row;
+
+	if (side->verdict != VERDICT_ALLOW || side->slot != slot)
+		return false;
+	if (slot == SLOT_OPEN)
+		return true;
+	row = bpf_map_lookup_elem(&policy_slot, &slot);
+	return row && row->revision == side->revision;
+}
+
+static __always_inline __u32 ct_new_flags(const struct packet *pkt, bool reply)
+{
+	__u32 flags = reply ? CT_REPLY_SEEN : 0;
+
+	if (pkt->proto != IPPROTO_TCP)
+		return flags;
+	if (pkt->tcp_flags & TCP_FIN)
+		flags |= reply ? CT_FIN_REV : CT_FIN_FWD;
+	if (pkt->tcp_flags & TCP_RST)
+		flags |= CT_RST;
+	return flags;
+}
+
+/* Atomic: the two directions of a flow run on different CPUs. */
+static __always_inline void ct_count(struct ct_entry *entry, const struct packet *pkt, bool reply)
+{
+	__u32 flags = ct_new_flags(pkt, reply);
+
+	entry->last_seen = bpf_ktime_get_coarse_ns();
+	__sync_fetch_and_add(&entry->packets[reply], 1);
+	__sync_fetch_and_add(&entry->bytes[reply], pkt->length);
+	if ((entry->flags & flags) != flags)
+		__sync_fetch_and_or(&entry->flags, flags);
+	if (entry->flags & CT_SYN_ONLY && !reply && !(pkt->tcp_flags & TCP_SYN))
+		__sync_fetch_and_and(&entry->flags, ~CT_SYN_ONLY);
+}
+
+static __always_inline void ct_begin(struct ct_entry *entry, const struct flow *flow,
+				     const struct packet *pkt)
+{
+	entry->flags = flow->source ? CT_INITIATOR_1 : 0;
+	if (pkt->proto == IPPROTO_TCP && (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+		entry->flags |= CT_SYN_ONLY;
+	entry->flags |= ct_new_flags(pkt, false);
+}
+
+#endif

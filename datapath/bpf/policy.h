@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* Identity of an address, and the answer of a slot for an identity and a port. */
+#ifndef TESSERA_POLICY_H
+#define TESSERA_POLICY_H
+
+#include "maps.h"
+#include "parse.h"
+
+#define IDENTITY_WORLD 2
+
+static __always_inline __u32 identity_of(__be32 addr)
+{
+	struct ipcache_entry *entry = bpf_map_lookup_elem(&ipcache4, &addr);
+	struct prefix4 prefix = { .prefixlen = 32, .addr = addr };
+
+	if (!entry)
+		entry = bpf_map_lookup_elem(&ipcache4_prefix, &prefix);
+	return entry ? entry->identity : IDENTITY_WORLD;
+}
+
+struct answer {
+	struct ct_side side;
+	__u8 match;
+	__u8 reason; /* why it is dropped; 0: it passes */
+	__u8 pad[2];
+};
+
+static __always_inline struct policy_answer *port_row(const struct policy_peer *peer,
+						      const struct packet *pkt)
+{
+	struct policy_port_key exact = {
+		.class_id = peer->class_id,
+		.dport = pkt->policy_port,
+		.proto = pkt->proto,
+	};
+	struct policy_range_key range = {
+		.prefixlen = 56,
+		.class_id = peer->class_id,
+		.proto = pkt->proto,
+	};
+	struct policy_answer *row = 0;
+
+	if (peer->flags & PEER_HAS_PORTS)
+		row = bpf_map_lookup_elem(&policy_port, &exact);
+	if (!row && peer->flags & PEER_HAS_RANGES) {
+		__builtin_memcpy(range.dport, &pkt->policy_port, sizeof(range.dport));
+		row = bpf_map_lookup_elem(&policy_range, &range);
+	}
+	return row;
+}
+
+static __always_inline __u8 reason_of(__u8 verdict)
+{
+	switch (verdict) {
+	case VERDICT_ALLOW:
+		return 0;
+	case VERDICT_DENY:
+		return DROP_POLICY_DENY;
+	case VERDICT_REDIRECT:
+		return DROP_PROXY_PUNT; /* no proxy to hand it to yet */
+	default:
+		return DROP_POLICY_DENIED;
+	}
+}
+
+static __always_inline void look_up(struct answer *answer, __u32 identity,
+				    const struct packet *pkt)
+{
+	struct policy_peer_key key = { .slot = answer->side.slot, .identity = identity };
+	struct policy_peer *peer = bpf_map_lookup_elem(&policy_peer, &key);
+	bool everyone = !peer;
+	struct policy_answer *row;
+
+	if (everyone) {
+		key.identity = 0;
+		peer = bpf_map_lookup_elem(&policy_peer, &key);
+	}
+	if (!peer)
+		return;
+	row = port_row(peer, pkt);
+	if (row) {
+		answer->side.verdict = row->verdict;
+		answer->side.rule_id = row->rule_id;
+		answer->side.proxy_port = row->proxy_port;
+		answer->match = everyone ? MATCH_L4 : MATCH_L3_L4;
+	} else {
+		answer->side.verdict = peer->verdict;
+		answer->side.rule_id = peer->rule_id;
+		answer->side.proxy_port = peer->proxy_port;
+		answer->match = everyone ? MATCH_ALL : MATCH_L3;
+	}
+}
+
+/* What `slot` says of `pkt` from or to `identity`. The revision is read before the rows: a row
+ * changed meanwhile leaves a verdict of an outdated revision behind, which is judged again. */
+static __noinline int judge(struct answer *answer, __u32 slot, __u32 identity,
+			    const struct packet *pkt)
+{
+	struct policy_slot *row;
+
+	__builtin_memset(answer, 0, sizeof(*answer));
+	answer->side.slot = slot;
+	if (slot == SLOT_OPEN) {
+		answer->side.verdict = VERDICT_ALLOW;
+		answer->side.rule_id = RULE_OPEN;
+		answer->match = MATCH_ALL;
+		return 0;
+	}
+	row = bpf_map_lookup_elem(&policy_slot, &slot);
+	if (!row) {
+		answer->reason = DROP_NO_CONFIG;
+		return answer->reason;
+	}
+	answer->side.revision = *(volatile __u32 *)&row->revision;
+	look_up(answer, identity, pkt);
+	if (answer->side.verdict == VERDICT_NONE) {
+		answer->side.rule_id = RULE_DEFAULT_DENY;
+		answer->match = MATCH_NONE;
+	}
+	answer->reason = reason_of(answer->side.verdict);
+	return answer->reason;
+}
+
+#endif
