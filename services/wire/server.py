@@ -224,6 +224,8 @@ def _bind(
     is_unix = listen.startswith(UNIX)
     if is_unix:
         _clear_socket(socket_path(listen))
+    elif not 0 <= _port_of(listen) <= 65535:
+        raise Unusable(f"cannot listen on {listen}: give host:port, with port 0 to 65535")
     # The mode a socket is born with; chmod afterwards would leave it open for a moment.
     previous = os.umask(0o777 & ~socket_mode) if is_unix else None
     try:
@@ -241,6 +243,12 @@ def _bind(
     if is_unix:
         return BoundServer(server, listen, 0)
     return BoundServer(server, f"{listen.rpartition(':')[0]}:{port}", port)
+
+
+def _port_of(listen: str) -> int:
+    """-1 when there is none."""
+    _, colon, port = listen.rpartition(":")
+    return int(port) if colon and port.isascii() and port.isdigit() else -1
 
 
 def socket_path(listen: str) -> Path:
@@ -292,7 +300,6 @@ def _tcp_reason(listen: str) -> str:
         )[0]
         with socket.socket(family, kind, proto) as probe:
             probe.bind(address)
-    except (OSError, ValueError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        return f"{reason or error}; free it or choose another address"
+    except OSError as error:
+        return f"{error.strerror}; free it or choose another address"
     return "the address is not usable; choose another"

@@ -14,6 +14,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
+from services.runtime.tracing import current_traceparent, span
+from tessera_wire.ipam.v1 import ipam_pb2, ipam_pb2_grpc
+from tessera_wire.policy.v1 import policy_pb2, policy_pb2_grpc
 
 from services.runtime.errors import (
     Conflict,
@@ -24,12 +27,9 @@ from services.runtime.errors import (
     TesseraError,
     Unusable,
 )
-from services.runtime.tracing import current_traceparent, span
 from services.wire.client import call, channel, translate
 from services.wire.server import BoundServer, serve
 from services.wire.status import MAX_DETAILS_BYTES, STATUS_OF, details_of
-from tessera_wire.ipam.v1 import ipam_pb2, ipam_pb2_grpc
-from tessera_wire.policy.v1 import policy_pb2, policy_pb2_grpc
 
 TREE = [Retry, Conflict, Invalid, NotFound, Exhausted, Unusable]
 TRANSPORTS = ["tcp", "unix"]
@@ -265,14 +265,17 @@ async def test_stopping_ends_open_streams_with_a_retry(tmp_path: Path) -> None:
 async def test_stopping_lets_a_call_in_flight_finish(tmp_path: Path) -> None:
     servicer = Servicer()
     servicer.hold.clear()
-    async with channel(f"unix://{tmp_path}/t.sock") as dialled, asyncio.TaskGroup() as tasks:
-        async with serving(listen_on("unix", tmp_path), servicer):
-            stub = ipam_pb2_grpc.IpamServiceStub(dialled)
-            answer = tasks.create_task(
-                call(stub.Allocate, ipam_pb2.AllocateRequest(address="10.0.0.1"), deadline_s=5)
-            )
-            await servicer.entered.wait()
-            asyncio.get_running_loop().call_later(0.05, servicer.hold.set)
+    async with (
+        channel(f"unix://{tmp_path}/t.sock") as dialled,
+        asyncio.TaskGroup() as tasks,
+        serving(listen_on("unix", tmp_path), servicer),
+    ):
+        stub = ipam_pb2_grpc.IpamServiceStub(dialled)
+        answer = tasks.create_task(
+            call(stub.Allocate, ipam_pb2.AllocateRequest(address="10.0.0.1"), deadline_s=5)
+        )
+        await servicer.entered.wait()
+        asyncio.get_running_loop().call_later(0.05, servicer.hold.set)
     assert answer.result().address.ip == "10.0.0.1"
 
 
