@@ -1,12 +1,52 @@
 """Interfaces, addresses, routes and neighbours; the only user of pyroute2.
 
-All functions block (netlink); callers use a thread.
+An endpoint's pair, seen from both ends:
+
+    namespace                                   host
+    eth0  ADDRESS/32                            OUTER  (no address, no IPv6)
+      default via 169.254.1.1 onlink              ADDRESS/32 dev OUTER
+      169.254.1.1 is OUTER's MAC, for good        ADDRESS is eth0's MAC, for good
+
+Neighbours are permanent at both ends, so nothing depends on ARP and nothing can be won by forging
+it. All functions block (netlink, a few milliseconds); callers use a thread.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, Final
+
+from pyroute2.iproute.linux import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from datapath.netns import netns_exists, open_netns, run_in
+from services.runtime.errors import Conflict, Invalid, NotFound, Unusable
+
+__all__ = [
+    "GATEWAY",
+    "VethInfo",
+    "create_veth",
+    "delete_veth",
+    "ensure_forwarding",
+    "list_outer",
+    "netns_exists",
+    "node_addresses",
+    "set_up",
+]
+
+GATEWAY: Final = IPv4Address("169.254.1.1")
+_NUD_PERMANENT: Final = 0x80
+_SCOPE_HOST: Final = 254
+_MAIN_TABLE: Final = 254
+_NAME: Final = re.compile(r"[^\s/:]{1,15}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +58,35 @@ class VethInfo:
     mac: bytes
 
 
-def netns_exists(netns: str) -> bool:
-    """`netns`: name (of `ip netns`) or absolute path, e.g. /proc/PID/ns/net."""
-    raise NotImplementedError
+@contextmanager
+def _netlink(what: str) -> Iterator[Any]:
+    """`what`: the sentence a refusal begins with."""
+    try:
+        with IPRoute() as netlink:
+            yield netlink
+    except NetlinkError as error:
+        reason = os.strerror(error.code)
+        if error.code == errno.EPERM:
+            raise Unusable(f"{what}: {reason}: run as root (CAP_NET_ADMIN)") from error
+        if error.code == errno.ENODEV:
+            raise NotFound(f"{what}: {reason}") from error
+        raise Unusable(f"{what}: {reason}") from error
+
+
+def _random_mac() -> bytes:
+    """Locally administered. Chosen here so that udev has no reason to choose another."""
+    return b"\x02" + os.urandom(5)
+
+
+def _spelled(mac: bytes) -> str:
+    return mac.hex(":")
+
+
+def _index(netlink: Any, name: str) -> int:  # noqa: ANN401  pyroute2 carries no types
+    """0: no such interface."""
+    found = netlink.link_lookup(ifname=name)
+    index: int = found[0] if found else 0
+    return index
 
 
 def create_veth(
@@ -30,28 +96,156 @@ def create_veth(
 
     NotFound: no such namespace. Conflict: a name is taken. Nothing is left behind on failure.
     """
-    raise NotImplementedError
+    for name in (inner_name, outer_name):
+        if not _NAME.fullmatch(name) or name in (".", ".."):
+            raise Invalid(f"{name!r} is no interface name: 1 to 15 characters, no space, / or :")
+    target = open_netns(netns)
+    try:
+        info = _create_pair(netns, target, inner_name, outer_name, mtu)
+        try:
+            run_in(target, lambda: _configure_inner(netns, inner_name, address, info))
+            _configure_outer(outer_name)
+        except BaseException:
+            delete_veth(outer_name)
+            raise
+    finally:
+        os.close(target)
+    return info
 
 
-def set_up(outer_name: str) -> None:
-    raise NotImplementedError
+def _create_pair(netns: str, target: int, inner: str, outer: str, mtu: int) -> VethInfo:
+    host_mac, mac = _random_mac(), _random_mac()
+    with _netlink(f"cannot create interface {inner} in {netns}") as netlink:
+        try:
+            netlink.link(
+                "add",
+                ifname=outer,
+                kind="veth",
+                address=_spelled(host_mac),
+                mtu=mtu,
+                peer={
+                    "ifname": inner,
+                    "net_ns_fd": target,
+                    "address": _spelled(mac),
+                    "mtu": mtu,
+                },
+            )
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+            if _index(netlink, outer):
+                raise Conflict(
+                    f"interface {outer} exists already on this host: delete it (ip link del "
+                    f"{outer}) if no endpoint uses it"
+                ) from None
+            raise Conflict(
+                f"namespace {netns} has an interface {inner} already: delete it there or name "
+                f"another one"
+            ) from None
+        return VethInfo(_index(netlink, outer), host_mac, mac)
+
+
+def _configure_inner(netns: str, name: str, address: IPv4Address, info: VethInfo) -> None:
+    with _netlink(f"cannot configure {name} in {netns}") as netlink:
+        loopback, index = _index(netlink, "lo"), _index(netlink, name)
+        netlink.link("set", index=loopback, state="up")
+        netlink.addr("add", index=index, address=str(address), prefixlen=32)
+        netlink.link("set", index=index, state="up")
+        netlink.neigh(
+            "replace",
+            dst=str(GATEWAY),
+            lladdr=_spelled(info.host_mac),
+            ifindex=index,
+            state=_NUD_PERMANENT,
+        )
+        try:
+            netlink.route("add", dst="default", gateway=str(GATEWAY), oif=index, flags=["onlink"])
+        except NetlinkError as error:
+            if error.code == errno.EEXIST:
+                raise Conflict(
+                    f"namespace {netns} has a default route already: remove it (ip route del "
+                    f"default) and add the endpoint again"
+                ) from None
+            raise
+
+
+def _configure_outer(name: str) -> None:
+    # No IPv6: the programs would drop it. No reverse path filter: they judge the source.
+    for path, value in (
+        (f"ipv6/conf/{name}/disable_ipv6", "1"),
+        (f"ipv4/conf/{name}/rp_filter", "0"),
+        (f"ipv4/conf/{name}/forwarding", "1"),
+    ):
+        _sysctl(path, value)
+
+
+def _sysctl(path: str, value: str) -> None:
+    try:
+        Path("/proc/sys/net", path).write_text(value)
+    except FileNotFoundError:  # a kernel without IPv6 has nothing to switch off
+        if not path.startswith("ipv6/"):
+            raise
+    except OSError as error:
+        key = "net." + path.replace("/", ".")
+        raise Unusable(f"cannot set {key}={value}: {error.strerror}") from error
+
+
+def set_up(outer_name: str, address: IPv4Address, mac: bytes) -> None:
+    """Gives the pair its carrier and the host its way to `address` behind `mac`. Idempotent.
+
+    The kernel takes no route through an interface that is down, hence here and not in create_veth.
+    """
+    with _netlink(f"cannot set {outer_name} up") as netlink:
+        index = _index(netlink, outer_name)
+        if not index:
+            raise NotFound(f"cannot set {outer_name} up: no such interface")
+        netlink.link("set", index=index, state="up")
+        netlink.neigh(
+            "replace",
+            dst=str(address),
+            lladdr=_spelled(mac),
+            ifindex=index,
+            state=_NUD_PERMANENT,
+        )
+        netlink.route("replace", dst=f"{address}/32", oif=index, scope="link")
 
 
 def delete_veth(outer_name: str) -> bool:
-    """False: it was not there."""
-    raise NotImplementedError
+    """Both sides, with their routes. False: it was not there."""
+    with _netlink(f"cannot delete {outer_name}") as netlink:
+        index = _index(netlink, outer_name)
+        if not index:
+            return False
+        try:
+            netlink.link("del", index=index)
+        except NetlinkError as error:
+            if error.code == errno.ENODEV:  # its namespace went away meanwhile
+                return False
+            raise
+        return True
 
 
 def list_outer(prefix: str) -> dict[str, int]:
-    """Interfaces of this namespace whose name starts with `prefix`, with their ifindex."""
-    raise NotImplementedError
+    """Interfaces of the current namespace whose name starts with `prefix`, with their ifindex."""
+    return {name: index for index, name in socket.if_nameindex() if name.startswith(prefix)}
 
 
 def node_addresses() -> tuple[IPv4Address, ...]:
-    """This node's own IPv4 addresses, loopback excluded, primary first."""
-    raise NotImplementedError
+    """The node's own IPv4 addresses without loopback, the default route's device first."""
+    with _netlink("cannot read the node's addresses") as netlink:
+        uplinks = {
+            route.get("oif")
+            for route in netlink.get_default_routes(family=socket.AF_INET, table=_MAIN_TABLE)
+        }
+        rows = [
+            (row["index"] not in uplinks, row["index"], IPv4Address(row.get("local")))
+            for row in netlink.get_addr(family=socket.AF_INET)
+            if row["scope"] != _SCOPE_HOST
+        ]
+    return tuple(dict.fromkeys(address for _, _, address in sorted(rows)))
 
 
 def ensure_forwarding() -> None:
-    """net.ipv4.ip_forward = 1."""
-    raise NotImplementedError
+    """net.ipv4.ip_forward = 1, written only where it is not: the write resets other sysctls."""
+    if Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() != "1":
+        _sysctl("ipv4/ip_forward", "1")

@@ -9,6 +9,7 @@ map, its size and the config key that raises it.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
@@ -157,9 +158,10 @@ class KernelTable(Table[K, V]):
     def max_entries(self) -> int:
         return self._info.max_entries
 
-    @property
-    def fd(self) -> int:
-        return self._fd
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def get(self, key: K) -> V | None:
         try:

@@ -139,3 +139,10 @@ class Tables:
             return KernelTable.open(path, key, value, CONFIG_KEYS.get(name, ""))
 
         return cls(**{name: table(name) for name in CODECS})
+
+    def close(self) -> None:
+        """Releases the kernel maps' descriptors; what is in them stays."""
+        for name in CODECS:
+            table = getattr(self, name)
+            if isinstance(table, KernelTable):
+                table.close()
