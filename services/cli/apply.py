@@ -1,0 +1,156 @@
+"""Applying and deleting policies over REST, and waiting until the nodes have realised them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from services.cli import views
+from services.cli.client import Client, Reply, failure, segment
+from services.cli.manifests import CLUSTER_SCOPED, Manifest
+
+# Storing and resolving ten thousand policies in one request stays under it.
+APPLY_DEADLINE_S = 60.0
+# The server answers at its own deadline; this much later the connection itself is at fault.
+WAIT_SLACK_S = 10.0
+_YAML = "application/yaml"
+_UNPROCESSABLE = 422
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    manifests: tuple[Manifest, ...]
+    namespace: str
+    author: str
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    revision: int
+    policies: tuple[views.AppliedPolicy, ...]
+    problems: tuple[views.Problem, ...] = ()
+    refused: bool = False
+    realised: views.Realised | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self.refused or (self.realised is not None and not self.realised.done)
+
+    def realised_line(self) -> str:
+        """`3 of 3 nodes realised revision 57`, or which have not, and why."""
+        assert self.realised is not None
+        nodes = self.realised.nodes
+        late = [node for node in nodes if not self._has(node)]
+        line = f"{len(nodes) - len(late)} of {len(nodes)} nodes realised revision {self.revision}"
+        if not nodes:
+            return f"{line}; no node is registered: is the agent running?"
+        return "; ".join((line, *(f"{node.node}: {_why(node)}" for node in late)))
+
+    def _has(self, node: views.NodeState) -> bool:
+        return node.realised >= self.revision and not node.reason
+
+    def to_json(self) -> bytes:
+        return msgspec.json.encode(
+            {
+                "revision": self.revision,
+                "applied": not self.refused,
+                "policies": self.policies,
+                "problems": self.problems,
+                **({"realised": self.realised} if self.realised is not None else {}),
+            }
+        )
+
+
+def apply_all(door: Client, request: Request, traceparent: str, wait_s: float) -> Outcome:
+    """`wait_s` 0: do not wait."""
+    headers = {"content-type": _YAML}
+    if traceparent:
+        headers["traceparent"] = traceparent
+    if len(request.manifests) > 1 and not request.dry_run:
+        trial = _send(door, request, headers, dry_run=True)
+        if trial.refused:
+            return trial
+    outcome = _send(door, request, headers, dry_run=request.dry_run)
+    if outcome.refused or request.dry_run or not wait_s:
+        return outcome
+    return waited(door, outcome, wait_s)
+
+
+def waited(door: Client, outcome: Outcome, wait_s: float) -> Outcome:
+    body = door.get(
+        "/v1/policies/wait",
+        {"revision": outcome.revision, "timeout_s": f"{wait_s:g}"},
+        deadline_s=wait_s + WAIT_SLACK_S,
+    )
+    realised = views.decode(body, views.Realised)
+    return Outcome(outcome.revision, outcome.policies, outcome.problems, realised=realised)
+
+
+def _send(door: Client, request: Request, headers: Mapping[str, str], *, dry_run: bool) -> Outcome:
+    """Stops at the first file refused; what went before it is in the outcome."""
+    revision, refused = 0, False
+    policies: list[views.AppliedPolicy] = []
+    problems: list[views.Problem] = []
+    for manifest in request.manifests:
+        reply = door.exchange(
+            "POST",
+            "/v1/policies",
+            {
+                "namespace": request.namespace,
+                "dry_run": int(dry_run),
+                "source": manifest.source,
+                "author": request.author,
+            },
+            manifest.text,
+            headers,
+            APPLY_DEADLINE_S,
+        )
+        applied = _answer(reply)
+        revision = max(revision, applied.revision)
+        policies += applied.policies
+        problems += applied.problems
+        refused = not reply.ok
+        if refused and not dry_run:
+            break
+    return Outcome(revision, tuple(policies), tuple(problems), refused)
+
+
+def _answer(reply: Reply) -> views.Applied:
+    if not reply.ok and reply.status != _UNPROCESSABLE:
+        raise failure(reply)
+    applied = views.decode(reply.body, views.Applied)
+    if not reply.ok and not applied.problems:
+        raise failure(reply)
+    return applied
+
+
+def delete_one(door: Client, kind: str, namespace: str, name: str) -> Outcome:
+    scope = "_" if kind in CLUSTER_SCOPED else segment(namespace)
+    body = door.request("DELETE", f"/v1/policies/{kind}/{scope}/{segment(name)}")
+    applied = views.decode(body, views.Applied)
+    return Outcome(applied.revision, applied.policies)
+
+
+def delete_all(door: Client, manifests: Sequence[Manifest], namespace: str) -> Outcome:
+    revision = 0
+    policies: list[views.AppliedPolicy] = []
+    for manifest in manifests:
+        query = {"namespace": namespace, "source": manifest.source}
+        body = door.request(
+            "POST", "/v1/policies/delete", query, manifest.text, {"content-type": _YAML}
+        )
+        applied = views.decode(body, views.Applied)
+        revision = max(revision, applied.revision)
+        policies += applied.policies
+    return Outcome(revision, tuple(policies))
+
+
+def _why(node: views.NodeState) -> str:
+    if node.reason:
+        return node.reason
+    if not node.connected:
+        return f"not connected, last realised revision {node.realised}"
+    return f"still at revision {node.realised}"

@@ -1,0 +1,105 @@
+"""`tessera endpoint`: the workloads of this node, through its agent."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from services.cli.options import DEFAULT_AGENT_SOCKET, AgentSocket, Output
+from services.cli.output import Format, say, write_json, write_table
+
+app = typer.Typer(no_args_is_help=True, help="Endpoints of this node.")
+
+# Allocating an identity and an address and realising the first policy, on a loaded machine.
+ADD_DEADLINE_S = 60.0
+_HEAD = ("ID", "ENDPOINT", "ADDRESS", "IDENTITY", "STATE", "LABELS")
+
+Ref = Annotated[str, typer.Argument(metavar="NAMESPACE/NAME|ID")]
+
+
+@app.command()
+def add(
+    ref: Annotated[str, typer.Argument(metavar="NAMESPACE/NAME")],
+    *,
+    netns: Annotated[
+        str, typer.Option(help="Name of an `ip netns`, or the path of a network namespace.")
+    ],
+    label: Annotated[
+        list[str] | None,
+        typer.Option("-l", "--label", help="source:key=value; repeatable.", metavar="LABEL"),
+    ] = None,
+    interface: Annotated[str, typer.Option(help="Its name inside the namespace.")] = "eth0",
+    agent_socket: AgentSocket = DEFAULT_AGENT_SOCKET,
+    output: Output = Format.TABLE,
+) -> None:
+    """Give a network namespace an address, an identity and policy."""
+    from services.cli import client, views
+    from services.runtime.errors import Invalid
+
+    namespace, slash, name = ref.partition("/")
+    if not slash or not namespace or not name:
+        raise Invalid(f"endpoint {ref!r} needs a namespace and a name, such as shop/frontend")
+    wanted = {
+        "namespace": namespace,
+        "name": name,
+        "labels": [one if ":" in one.split("=")[0] else f"k8s:{one}" for one in label or ()],
+        "netns": netns,
+        "interface": interface,
+    }
+    body = client.agent(agent_socket).request(
+        "POST",
+        "/v1/endpoints",
+        body=json.dumps(wanted).encode(),
+        headers={"content-type": "application/json"},
+        deadline_s=ADD_DEADLINE_S,
+    )
+    if output is Format.JSON:
+        write_json(body)
+        return
+    made = views.decode(body, views.NewEndpoint)
+    say(f"endpoint {ref} is {made.state}: address {made.ip}, identity {made.identity}")
+
+
+@app.command("list")
+def list_(agent_socket: AgentSocket = DEFAULT_AGENT_SOCKET, output: Output = Format.TABLE) -> None:
+    """List this node's endpoints."""
+    from services.cli import client, views
+
+    body = client.agent(agent_socket).get("/v1/endpoints")
+    if output is Format.JSON:
+        write_json(body)
+        return
+    found = views.decode(body, views.Endpoints)
+    empty = "no endpoint on this node; make one with: tessera endpoint add"
+    write_table(_HEAD, [one.row() for one in found.endpoints], empty)
+
+
+@app.command()
+def get(
+    ref: Ref, agent_socket: AgentSocket = DEFAULT_AGENT_SOCKET, output: Output = Format.TABLE
+) -> None:
+    """Show one endpoint."""
+    from services.cli import client, views
+
+    body = client.agent(agent_socket).get(f"/v1/endpoints/{ref}")
+    if output is Format.JSON:
+        write_json(body)
+        return
+    write_table(_HEAD, [views.decode(body, views.Endpoint).row()], "")
+
+
+@app.command()
+def delete(
+    ref: Ref, agent_socket: AgentSocket = DEFAULT_AGENT_SOCKET, output: Output = Format.TABLE
+) -> None:
+    """Take an endpoint away: its interface, address and identity reference."""
+    from services.cli import client
+
+    door = client.agent(agent_socket)
+    body = door.request("DELETE", f"/v1/endpoints/{ref}", deadline_s=ADD_DEADLINE_S)
+    if output is Format.JSON:
+        write_json(body or b"{}")
+        return
+    say(f"endpoint {ref} deleted")
