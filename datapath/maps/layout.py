@@ -482,5 +482,5 @@ def _first(layout: Struct) -> Callable[[bytes], int]:
     return unpack
 
 
-U32: Final = Codec[int](4, _U32.pack, _first(_U32))
-ADDRESS4: Final = Codec[int](4, _BE32.pack, _first(_BE32))
+U32: Final[Codec[int]] = Codec(4, _U32.pack, _first(_U32))
+ADDRESS4: Final[Codec[int]] = Codec(4, _BE32.pack, _first(_BE32))

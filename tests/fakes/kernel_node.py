@@ -1,0 +1,234 @@
+"""A node in a network namespace: real programs, driven by writing tables, no agent.
+
+workload namespaces ── veth + programs ── node namespace ── plain veth ── remote namespace
+                                          10.77.0.1                       10.77.0.2
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Self, TypeVar
+
+import pytest
+
+from datapath import bpfcall, links
+from datapath.loader import AttachMode, Datapath
+from datapath.maps.layout import (
+    Endpoint,
+    EndpointFlags,
+    Event,
+    EventType,
+    IpcacheEntry,
+    LocalEndpoint,
+    PeerFlags,
+    PolicyAnswer,
+    PolicyPeer,
+    PolicyPeerKey,
+    PolicyPortKey,
+    PolicyRangeKey,
+    PolicySlot,
+    Prefix4,
+    Verdict,
+)
+from datapath.maps.tables import Sizes
+from services.runtime.errors import Unusable
+from tests.fakes.netns import Namespace
+
+T = TypeVar("T")
+
+BPF = Path(__file__).parents[2] / "datapath" / "bpf"
+NODE = IPv4Address("10.77.0.1")
+REMOTE = IPv4Address("10.77.0.2")
+HOST_IDENTITY = 1
+REMOTE_IDENTITY = 16777217
+SMALL = Sizes(
+    endpoints_max=64,
+    ipcache4_max=4096,
+    ipcache4_prefix_max=1024,
+    policy_slots_max=256,
+    policy_peer_max=65536,
+    policy_port_max=4096,
+    policy_range_max=1024,
+    ct4_max=4096,
+    events_bytes=262144,
+)
+
+
+def built_object() -> Path:
+    """The object, built now if the sources are newer; skips where it cannot be had."""
+    path = BPF / "tessera.o"
+    sources = [*BPF.glob("*.c"), *BPF.glob("*.h"), BPF / "build.sh"]
+    if not path.exists() or path.stat().st_mtime < max(s.stat().st_mtime for s in sources):
+        done = subprocess.run([str(BPF / "build.sh")], capture_output=True, text=True)
+        if done.returncode and "no clang" in done.stderr:
+            pytest.skip(done.stderr.strip())
+        assert done.returncode == 0, done.stderr
+    return path
+
+
+def needs_kernel() -> None:
+    """Skips, with the reason, where programs cannot be loaded or namespaces not made."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    if not shutil.which("ip"):
+        pytest.skip("needs the ip command (iproute2)")
+    done = subprocess.run(["ip", "netns", "list"], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("needs network namespaces")
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    ns: Namespace
+    outer: str
+    link: links.VethInfo
+    address: IPv4Address
+    identity: int
+    id: int
+
+    @property
+    def ip(self) -> str:
+        return str(self.address)
+
+
+def answer(verdict: Verdict, rule_id: int = 0) -> PolicyAnswer:
+    return PolicyAnswer(rule_id, 0, verdict)
+
+
+def peer(
+    verdict: Verdict, rule_id: int = 0, *, class_id: int = 0, flags: PeerFlags | None = None
+) -> PolicyPeer:
+    return PolicyPeer(class_id, rule_id, 0, verdict, flags or PeerFlags(0))
+
+
+class KernelNode:
+    def __init__(self, node: Namespace, remote: Namespace, datapath: Datapath) -> None:
+        self.ns = node
+        self.remote = remote
+        self.datapath = datapath
+        self.tables = datapath.tables
+        self.workloads: list[Workload] = []
+        self._revision = 100
+
+    @classmethod
+    def start(cls, tag: str, attach: AttachMode = "auto") -> Self:
+        """`tag`: makes the bpffs folder of this node its own."""
+        needs_kernel()
+        bpf_dir = Path(f"/sys/fs/bpf/tsr-test-{os.getpid()}-{tag}")
+        try:
+            datapath = Datapath.open(built_object(), bpf_dir, SMALL, attach=attach)
+        except Unusable as error:
+            if "refuses" in str(error):
+                raise
+            pytest.skip(str(error))
+        node, remote = Namespace.create(), Namespace.create()
+        subprocess.run(
+            f"ip -n {node.name} link add up0 type veth peer name eth0 netns {remote.name}".split(),
+            check=True,
+        )
+        node.ip(f"addr add {NODE}/24 dev up0")
+        node.ip("link set up0 up")
+        remote.ip(f"addr add {REMOTE}/24 dev eth0")
+        remote.ip("link set eth0 up")
+        remote.ip(f"route add default via {NODE}")
+        node.call(links.ensure_forwarding)
+        made = cls(node, remote, datapath)
+        made.reset()
+        return made
+
+    def stop(self) -> None:
+        for workload in self.workloads:
+            workload.ns.delete()
+        self.call(self.datapath.cleanup)
+        self.datapath.close()
+        self.ns.delete()
+        self.remote.delete()
+
+    def call(self, work: Callable[[], T]) -> T:
+        return self.ns.call(work)
+
+    def add(self, address: str, identity: int) -> Workload:
+        ns = Namespace.create()
+        number = len(self.workloads) + 1
+        outer = f"tsr{number}"
+        ip = IPv4Address(address)
+        link = self.call(lambda: links.create_veth(ns.name, "eth0", outer, ip))
+        self.call(lambda: self.datapath.attach(link.ifindex, outer))
+        self.call(lambda: links.set_up(outer, ip, link.mac))
+        workload = Workload(ns, outer, link, ip, identity, number)
+        self.workloads.append(workload)
+        self.reset()
+        return workload
+
+    def reset(self) -> None:
+        """No policy, no flow, no event; every workload ready and open."""
+        t = self.tables
+        for table in (t.ct4, t.policy_peer, t.policy_port, t.policy_range):
+            table.delete_many([key for key, _ in table.items()])
+        for table in (t.ipcache4, t.ipcache4_prefix):
+            table.delete_many([key for key, _ in table.items()])
+        t.ipcache4.put_many({int(NODE): IpcacheEntry(HOST_IDENTITY)})
+        t.ipcache4_prefix.put_many({Prefix4(32, int(REMOTE)): IpcacheEntry(REMOTE_IDENTITY)})
+        for workload in self.workloads:
+            self.place(workload)
+        self.datapath.ring.drain(1 << 20)
+
+    def place(
+        self,
+        w: Workload,
+        *,
+        slot_in: int = 0,
+        slot_out: int = 0,
+        ready: bool = True,
+        identity: int | None = None,
+    ) -> None:
+        who = w.identity if identity is None else identity
+        flags = EndpointFlags.READY if ready else EndpointFlags(0)
+        row = Endpoint(
+            w.id, who, slot_in, slot_out, flags, int(w.address), w.link.mac, w.link.host_mac
+        )
+        self.tables.endpoints.put_many({w.link.ifindex: row})
+        self.tables.local4.put_many({int(w.address): LocalEndpoint(w.link.ifindex)})
+        self.tables.ipcache4.put_many({int(w.address): IpcacheEntry(who)})
+
+    def policy(
+        self,
+        slot: int,
+        peers: dict[int, PolicyPeer],
+        ports: dict[PolicyPortKey, PolicyAnswer] | None = None,
+        ranges: dict[PolicyRangeKey, PolicyAnswer] | None = None,
+    ) -> None:
+        """Rows first, then a revision never used before. Identity 0 defaults to no answer."""
+        rows = {0: peer(Verdict.NONE)} | peers
+        self.tables.policy_port.put_many(ports or {})
+        self.tables.policy_range.put_many(ranges or {})
+        self.tables.policy_peer.put_many(
+            {PolicyPeerKey(slot, identity): row for identity, row in rows.items()}
+        )
+        self._revision += 1
+        self.tables.policy_slot.put_many({slot: PolicySlot(self._revision)})
+
+    def events(self, kind: EventType | None = None) -> list[Event]:
+        found = self.datapath.ring.drain(1 << 20)
+        return [event for event in found if kind is None or event.type == kind]
+
+    def drops(self) -> list[tuple[int, int, int]]:
+        """(reason, direction, rule id) of what was dropped since last asked; IPv6 left out."""
+        return [
+            (event.reason, event.direction, event.rule_id)
+            for event in self.events(EventType.DROP)
+            if event.family != 6
+        ]
+
+    def inject(self, w: Workload, packet: bytes, *, program: str = "from_endpoint") -> int:
+        """Runs a program on a made-up packet as if at the workload's interface; its TC_ACT_*."""
+        # struct __sk_buff: ifindex is the eleventh word.
+        context = bytes(40) + w.link.ifindex.to_bytes(4, "little") + bytes(148)
+        fd = self.datapath.programs[program]
+        return self.call(lambda: bpfcall.run_program(fd, packet, context=context)).result

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fakes.kernel_node import KernelNode, Workload
+
+
+@pytest.fixture(scope="session")
+def shared_node() -> Iterator[KernelNode]:
+    node = KernelNode.start("shared")
+    try:
+        node.add("10.78.0.11", 1001)
+        node.add("10.78.0.12", 1002)
+        yield node
+    finally:
+        node.stop()
+
+
+@pytest.fixture
+def node(shared_node: KernelNode) -> KernelNode:
+    """Two workloads, everything open, nothing remembered."""
+    shared_node.reset()
+    return shared_node
+
+
+@pytest.fixture
+def alice(node: KernelNode) -> Workload:
+    return node.workloads[0]
+
+
+@pytest.fixture
+def bob(node: KernelNode) -> Workload:
+    return node.workloads[1]
