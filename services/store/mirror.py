@@ -30,7 +30,7 @@ class Mirror:
 
     def difference(
         self, items: Iterable[KeyValue], revision: Revision, *, same_store: bool = True
-    ) -> tuple[WatchEvent, ...]:
+    ) -> tuple[Changed | Removed, ...]:
         """Events from what is known to `items`, all of the watched keys at `revision`; removals
         first. `same_store` false: revisions are another store's and say nothing."""
         found = {item.key: item for item in items}
