@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import grpc
-from grpc.aio import UnaryUnaryMultiCallable
+from grpc.aio import Metadata, UnaryUnaryMultiCallable
 from tessera_wire.etcd import etcd_pb2 as pb
 from tessera_wire.etcd import etcd_pb2_grpc as rpc
 
@@ -57,7 +57,6 @@ STREAM_FAILURES: Final = (
     TesseraError,
 )
 
-Metadata = tuple[tuple[str, str], ...]
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
@@ -93,7 +92,9 @@ class Connection:
         self._lost = False
         self._token = ""
         self._login: asyncio.Future[None] | None = None
-        self._metadata: Metadata = (REQUIRE_LEADER,)
+        self._metadata = Metadata(
+            REQUIRE_LEADER
+        )  # made once: grpc.aio would copy a tuple each time
 
     @property
     def timeout_s(self) -> float:
@@ -219,7 +220,9 @@ class Connection:
         request = pb.AuthenticateRequest(name=self._config.username, password=self._config.password)
         try:
             answer = await member.auth.Authenticate(
-                request, timeout=self.timeout_s / len(self._members), metadata=(REQUIRE_LEADER,)
+                request,
+                timeout=self.timeout_s / len(self._members),
+                metadata=Metadata(REQUIRE_LEADER),
             )
         except grpc.aio.AioRpcError as error:
             self.failed(member)
@@ -227,7 +230,7 @@ class Connection:
             # Whatever became of the login, the request that needs it was not sent.
             raise Unsent(str(failure)) if isinstance(failure, Retry) else failure from None
         self._token = answer.token
-        self._metadata = (REQUIRE_LEADER, ("token", answer.token))
+        self._metadata = Metadata(REQUIRE_LEADER, ("token", answer.token))
 
     async def _after_failure(self, member: Member, failure: TesseraError) -> None:
         if isinstance(failure, StaleToken):
