@@ -12,21 +12,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from pyroaring import BitMap
 
-from identity.labels import Labels
-from identity.numbers import NumericIdentity
+from identity.index import SelectorIndex
+from identity.labels import RESERVED, Labels
+from identity.numbers import NumericIdentity, reserved_labels
+from identity.selector import Selector
 from services.policy.clauses import GroupId, LocalPolicy, PolicyRef, RuleId, RuleSource
+from services.policy.groups import GroupTable, definition
+from services.policy.local import (
+    HOST_PEER,
+    Assembly,
+    Enforcement,
+    ResolvedPolicy,
+    ResolvedRule,
+    may_be_endpoint,
+    resolve_policy,
+)
 from services.policy.model import Policy
+from services.policy.prefixes import PrefixTable, labels_of
+from services.runtime.errors import NotFound
 
 
 @dataclass(frozen=True, slots=True)
 class ResolverSettings:
     cluster: str = "default"
     allow_localhost: bool = True
-    enforcement: Literal["default", "always", "never"] = "default"
+    enforcement: Enforcement = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,50 +85,230 @@ def rule_count(policy: Policy) -> int:
     return sum(len(rule.clauses) for rule in policy.rules)
 
 
+class _Recorder:
+    """Notes what a call does to groups, prefixes and locals; nothing is noted twice."""
+
+    def __init__(self) -> None:
+        self.groups_added: dict[GroupId, None] = {}
+        self.groups_removed: dict[GroupId, None] = {}
+        self.locals = BitMap()
+        self.prefixes_added: dict[str, NumericIdentity] = {}
+        self.prefixes_removed: dict[str, NumericIdentity] = {}
+
+    def changes(
+        self,
+        groups: GroupTable,
+        was: tuple[RuleSource, ...] = (),
+        now: tuple[RuleSource, ...] = (),
+    ) -> Changes:
+        deltas = groups.take_deltas()
+        old, kept = set(was), {source.rule_id for source in now}
+        return Changes(
+            tuple(self.groups_added),
+            tuple(self.groups_removed),
+            {
+                group: GroupChange(delta.added, delta.removed)
+                for group, delta in deltas.items()
+                if group not in self.groups_added
+            },
+            self.locals,
+            self.prefixes_added,
+            self.prefixes_removed,
+            tuple(source for source in now if source not in old),
+            tuple(source.rule_id for source in was if source.rule_id not in kept),
+        )
+
+
 class Resolver:
-    """Knows the reserved identities from the start; policies and other identities are fed in."""
+    """Knows the reserved identities from the start; policies and other identities are fed in.
+
+    With allow_localhost the group of the local host exists from the start, too, and never goes:
+    no Changes announce it.
+    """
 
     def __init__(self, settings: ResolverSettings) -> None:
-        raise NotImplementedError
+        self._cluster = settings.cluster
+        self._index = SelectorIndex()
+        self._index.add_identities(reserved_labels())
+        self._prefixes = PrefixTable()
+        self._groups = GroupTable(self._index, self._prefixes)
+        self._policies: dict[PolicyRef, ResolvedPolicy] = {}
+        self._rules: dict[RuleId, RuleSource] = {}
+        # Subject selector -> the rules that have it, by policy.
+        self._subjects: dict[Selector, dict[PolicyRef, tuple[ResolvedRule, ...]]] = {}
+        self._no_endpoints = BitMap(n for n in reserved_labels() if not may_be_endpoint(n))
+        self._locals: dict[NumericIdentity, LocalPolicy] = {}
+        host = definition(HOST_PEER, settings.cluster) if settings.allow_localhost else None
+        if host is not None:
+            self._groups.acquire(host)
+        self._assembly = Assembly(settings.enforcement, None if host is None else host.id)
+
+    # -------------------------------------------------------------- policies
 
     def set_policy(self, policy: Policy, rule_base: RuleId) -> Changes:
-        """Add or replace by ref. Clause number n, in document order, has rule id rule_base + n."""
-        raise NotImplementedError
+        """Add or replace by ref. The n-th clause, in the order of Rule.clauses, has rule_base + n.
+
+        The same policy with the same rule_base again changes nothing.
+        """
+        was = self._policies.get(policy.ref)
+        if was is not None and was.policy == policy and was.rule_base == rule_base:
+            return Changes()
+        record = _Recorder()
+        now = resolve_policy(policy, rule_base, self._cluster)
+        # New uses before old ones end: what both share stays.
+        self._acquire(now, record)
+        if was is not None:
+            self._release(was, record)
+        self._enter(now, record)
+        return self._finish(record, was, now)
 
     def remove_policy(self, ref: PolicyRef) -> Changes:
         """No change when there is no such policy."""
-        raise NotImplementedError
+        was = self._policies.pop(ref, None)
+        if was is None:
+            return Changes()
+        record = _Recorder()
+        self._release(was, record)
+        return self._finish(record, was, None)
+
+    def _finish(
+        self, record: _Recorder, was: ResolvedPolicy | None, now: ResolvedPolicy | None
+    ) -> Changes:
+        old = () if was is None else was.sources
+        new = () if now is None else now.sources
+        for source in old:
+            # A rule id may meanwhile belong to another policy.
+            if self._rules.get(source.rule_id) == source:
+                del self._rules[source.rule_id]
+        self._rules.update((source.rule_id, source) for source in new)
+        self._forget_locals(record.locals)
+        return record.changes(self._groups, old, new)
+
+    def _acquire(self, now: ResolvedPolicy, record: _Recorder) -> None:
+        fresh = self._prefixes.acquire(now.networks)
+        if fresh:
+            labels = {number: labels_of(network) for network, number in fresh.items()}
+            self._no_endpoints.update(labels)
+            self._groups.prefixes_added(fresh)
+            self._groups.selectors_changed(self._index.add_identities(labels), {})
+            record.prefixes_added = {str(network): n for network, n in fresh.items()}
+        for group in now.groups:
+            if self._groups.acquire(group):
+                record.groups_added[group.id] = None
+
+    def _enter(self, now: ResolvedPolicy, record: _Recorder) -> None:
+        ref = now.policy.ref
+        self._policies[ref] = now
+        for resolved in now.rules:
+            subject = resolved.rule.subject
+            record.locals |= self._index.add_selector(subject) - self._no_endpoints
+            held = self._subjects.setdefault(subject, {})
+            held[ref] = (*held.get(ref, ()), resolved)
+
+    def _release(self, was: ResolvedPolicy, record: _Recorder) -> None:
+        ref = was.policy.ref
+        for resolved in was.rules:
+            subject = resolved.rule.subject
+            record.locals |= self._index.members(subject) - self._no_endpoints
+            self._index.remove_selector(subject)
+            held = self._subjects.get(subject, {})
+            held.pop(ref, None)
+            if not held:
+                self._subjects.pop(subject, None)
+        for group in was.groups:
+            if self._groups.release(group.id):
+                record.groups_removed[group.id] = None
+        gone = self._prefixes.release(was.networks)
+        if gone:
+            self._groups.prefixes_removed(gone)
+            self._groups.selectors_changed({}, self._index.remove_identities(gone.values()))
+            self._no_endpoints -= BitMap(gone.values())
+            record.prefixes_removed = {str(network): n for network, n in gone.items()}
+
+    # -------------------------------------------------------------- identities
 
     def set_identities(self, identities: Mapping[NumericIdentity, Labels]) -> Changes:
-        """Add or relabel, as one change."""
-        raise NotImplementedError
+        """Add or relabel, as one change. Reserved and CIDR identities are left alone."""
+        record = _Recorder()
+        fresh: dict[NumericIdentity, Labels] = {}
+        for number, labels in identities.items():
+            known = self._index.labels(number)
+            if known == labels or self._is_fixed(number):
+                continue
+            record.locals.add(number)
+            if known is None:
+                fresh[number] = labels
+            else:
+                self._groups.selectors_changed(*self._index.relabel(number, labels))
+        self._groups.selectors_changed(self._index.add_identities(fresh), {})
+        self._no_endpoints.update(number for number in fresh if not may_be_endpoint(number))
+        self._forget_locals(record.locals)
+        record.locals -= self._no_endpoints
+        return record.changes(self._groups)
 
     def remove_identities(self, identities: Iterable[NumericIdentity]) -> Changes:
         """Unknown, reserved and CIDR identities are left alone."""
-        raise NotImplementedError
+        leaving = [number for number in identities if not self._is_fixed(number)]
+        self._groups.selectors_changed({}, self._index.remove_identities(leaving))
+        self._no_endpoints.difference_update(BitMap(leaving))
+        self._forget_locals(leaving)
+        return _Recorder().changes(self._groups)
+
+    def _is_fixed(self, number: NumericIdentity) -> bool:
+        return number in reserved_labels() or self._prefixes.holds(number)
+
+    def _forget_locals(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            self._locals.pop(NumericIdentity(number), None)
+
+    # -------------------------------------------------------------- what follows
 
     def knows(self, identity: NumericIdentity) -> bool:
-        raise NotImplementedError
+        return self._index.labels(identity) is not None
 
     def local_policy(self, identity: NumericIdentity) -> LocalPolicy:
         """What to enforce on endpoints of this identity. Raises NotFound when it is not known."""
-        raise NotImplementedError
+        known = self._locals.get(identity)
+        if known is not None:
+            return known
+        labels = self._index.labels(identity)
+        if labels is None:
+            raise NotFound(f"identity {identity} is not known here; was it removed?")
+        rules = [
+            rule
+            for selector in self._index.selectors_of(identity)
+            for held in self._subjects.get(selector, {}).values()
+            for rule in held
+        ]
+        initializing = labels.get("init", RESERVED) is not None
+        local = self._assembly.local_policy(identity, rules, initializing=initializing)
+        self._locals[identity] = local
+        return local
 
     def group(self, group: GroupId) -> GroupView:
         """Raises NotFound when no policy uses such a group."""
-        raise NotImplementedError
+        if group not in self._groups:
+            raise NotFound(f"group {group:#018x} is not used by any policy")
+        text = self._groups.definition(group).text
+        return GroupView(group, text, self._groups.members(group).copy())
 
     def rules(self, ref: PolicyRef) -> tuple[RuleSource, ...]:
         """In rule id order; empty when there is no such policy."""
-        raise NotImplementedError
+        held = self._policies.get(ref)
+        return () if held is None else held.sources
 
     def rule(self, rule_id: RuleId) -> RuleSource | None:
-        raise NotImplementedError
+        return self._rules.get(rule_id)
 
     def prefixes(self) -> Mapping[str, NumericIdentity]:
         """Every CIDR some policy names, with its identity; the longest match of an address wins."""
-        raise NotImplementedError
+        return self._prefixes.items()
 
     def selected_by(self, ref: PolicyRef) -> BitMap:
         """The identities the policy is enforced on; empty when there is no such policy."""
-        raise NotImplementedError
+        held = self._policies.get(ref)
+        subjects = () if held is None else (rule.rule.subject for rule in held.rules)
+        chosen = BitMap()
+        for subject in subjects:
+            chosen |= self._index.members(subject)
+        return chosen - self._no_endpoints

@@ -1,0 +1,126 @@
+"""CIDRs that policies name: their node-local identities, and which prefixes lie within which.
+
+An identity number comes from a hash of its prefix, the next free number on a collision, so that it
+does not depend on what was named before, short of collisions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from pyroaring import BitMap
+
+from identity.labels import CIDR, RESERVED, Label, Labels
+from identity.numbers import FIRST_LOCAL, WORLD, WORLD_IPV4, WORLD_IPV6, NumericIdentity
+from services.policy.model import CidrPeer
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_LOCAL_NUMBERS: Final = 1 << 24
+_WORLD_LABEL: Final = Label(RESERVED, "world", "")
+_WORLDS: Final = {4: BitMap([WORLD, WORLD_IPV4]), 6: BitMap([WORLD, WORLD_IPV6])}
+
+# Orders the prefixes within a prefix next to each other.
+_Key = tuple[int, int, int]
+
+
+def remaining(peer: CidrPeer) -> tuple[Network, ...]:
+    """The fewest prefixes that cover `peer.prefix` without its exceptions, in address order."""
+    left: list[Network] = [ipaddress.ip_network(peer.prefix)]
+    for text in peer.excepts:
+        hole = ipaddress.ip_network(text)
+        left = [piece for network in left for piece in _without(network, hole)]
+    return tuple(sorted(left, key=_key))
+
+
+def _without(network: Network, hole: Network) -> Iterator[Network]:
+    if not network.overlaps(hole):
+        yield network
+    elif network.prefixlen < hole.prefixlen:
+        # Both are of one family: they overlap.
+        yield from network.address_exclude(hole)  # type: ignore[arg-type]
+
+
+def labels_of(network: Network) -> Labels:
+    return Labels([Label(CIDR, str(network), ""), _WORLD_LABEL])
+
+
+class PrefixTable:
+    """Prefixes in use, counted by how often policies name them."""
+
+    def __init__(self) -> None:
+        self._users: Counter[Network] = Counter()
+        self._identities: dict[Network, NumericIdentity] = {}
+        self._taken: dict[NumericIdentity, Network] = {}
+        self._order: list[_Key] = []
+
+    def acquire(self, networks: Iterable[Network]) -> dict[Network, NumericIdentity]:
+        """The prefixes that are new by this, with their identities."""
+        fresh = {}
+        for network in networks:
+            self._users[network] += 1
+            if network not in self._identities:
+                number = self._number(str(network))
+                self._identities[network] = number
+                self._taken[number] = network
+                insort(self._order, _key(network))
+                fresh[network] = number
+        return fresh
+
+    def release(self, networks: Iterable[Network]) -> dict[Network, NumericIdentity]:
+        """The prefixes that nobody names any more, with the identities they had."""
+        gone = {}
+        for network in networks:
+            self._users[network] -= 1
+            if not self._users[network]:
+                del self._users[network]
+                number = self._identities.pop(network)
+                del self._taken[number]
+                del self._order[bisect_left(self._order, _key(network))]
+                gone[network] = number
+        return gone
+
+    def within(self, network: Network) -> BitMap:
+        """Identities chosen by the prefix; of the whole address space, world too."""
+        low = _key(network)
+        last = low[1] + network.num_addresses - 1
+        found = BitMap()
+        for at in range(bisect_left(self._order, low), len(self._order)):
+            version, address, length = self._order[at]
+            if version != low[0] or address > last:
+                break
+            found.add(self._identities[_network(version, address, length)])
+        return found | _WORLDS[network.version] if network.prefixlen == 0 else found
+
+    def holds(self, number: NumericIdentity) -> bool:
+        return number in self._taken
+
+    def items(self) -> Mapping[str, NumericIdentity]:
+        return {str(network): number for network, number in self._identities.items()}
+
+    def _number(self, prefix: str) -> NumericIdentity:
+        local = int.from_bytes(hashlib.sha256(prefix.encode()).digest()[:3], "big")
+        while not local or NumericIdentity(FIRST_LOCAL | local) in self._taken:
+            local = (local + 1) % _LOCAL_NUMBERS
+        return NumericIdentity(FIRST_LOCAL | local)
+
+
+def covering(network: Network) -> Iterator[Network]:
+    """The prefix itself and every prefix around it."""
+    for length in range(network.prefixlen + 1):
+        yield network.supernet(new_prefix=length)
+
+
+def _key(network: Network) -> _Key:
+    return network.version, int(network.network_address), network.prefixlen
+
+
+def _network(version: int, address: int, length: int) -> Network:
+    if version == 4:
+        return ipaddress.IPv4Network((address, length))
+    return ipaddress.IPv6Network((address, length))
