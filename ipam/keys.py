@@ -2,7 +2,6 @@
 
     tessera/ipam/pool/<pool>                    PoolRecord
     tessera/ipam/blk/<pool>/<block>             BlockRecord: which node draws from the block
-    tessera/ipam/node/<node>/<pool>/<block>     the same by node; empty
     tessera/ipam/ip/<pool>/<address>            AddressRecord: who has the address
     tessera/ipam/own/<ns>/<name>/<interface>    OwnerRecord: the same by owner
     tessera/ipam/cool/<pool>/<address>          leased: released a moment ago; value is the block
@@ -28,7 +27,6 @@ BLOCKS = ROOT + "blk/"
 ADDRESSES = ROOT + "ip/"
 COOLING = ROOT + "cool/"
 OWNERS = ROOT + "own/"
-NODES = ROOT + "node/"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -86,7 +84,6 @@ class AddressRecord(Struct, frozen=True, forbid_unknown_fields=True):
     uid: str
     node: str
     block: str
-    static: bool
     allocated_at: float
 
     @property
@@ -122,10 +119,6 @@ def pool_key(pool: str) -> str:
 
 def block_key(pool: str, block: Block) -> str:
     return f"{BLOCKS}{pool}/{padded(block.base)}-{block.size}"
-
-
-def node_key(node: str, pool: str, block: Block) -> str:
-    return f"{NODES}{node}/{pool}/{padded(block.base)}-{block.size}"
 
 
 def address_key(pool: str, address: int) -> str:

@@ -26,7 +26,6 @@ class Assigned:
     block: Block
     node: str
     owner: Owner
-    static: bool = False
     revision: int = 0
 
 
@@ -55,6 +54,7 @@ class _Space:
     """One pool's blocks. `blocked`: per CIDR, bit per block: claimed, being claimed or useless."""
 
     pool: Pool
+    revision: int
     blocked: list[int] = field(default_factory=list)
     usable: dict[Block, int] = field(default_factory=dict)
 
@@ -83,6 +83,13 @@ class View:
     def pool(self, name: str) -> Pool | None:
         space = self._spaces.get(name)
         return space.pool if space else None
+
+    def pool_revision(self, name: str) -> int:
+        return self._spaces[name].revision
+
+    def claiming(self, pool: str) -> bool:
+        """A claim of one of the pool's blocks is under way here."""
+        return any(name == pool for name, _ in self._claiming)
 
     def blocks(self) -> Iterator[Claimed]:
         """In no order."""
@@ -160,8 +167,11 @@ class View:
 
     # -------------------------------------------------------------- rows from the store
 
-    def put_pool(self, pool: Pool) -> None:
-        space = _Space(pool, [0] * len(pool.cidrs))
+    def put_pool(self, pool: Pool, rev: int = 0) -> None:
+        known = self._spaces.get(pool.name)
+        if known is not None and known.revision > rev:
+            return
+        space = _Space(pool, rev, [0] * len(pool.cidrs))
         self._spaces[pool.name] = space
         for name, block in (*self._claimed, *self._claiming):
             if name == pool.name:
@@ -170,8 +180,10 @@ class View:
             if not pool.usable(block):
                 self._block_bit(pool.name, block, blocked=True)
 
-    def remove_pool(self, name: str) -> None:
-        self._spaces.pop(name, None)
+    def remove_pool(self, name: str, rev: int) -> None:
+        known = self._spaces.get(name)
+        if known is not None and known.revision <= rev:
+            del self._spaces[name]
 
     def put_block(
         self, pool: str, block: Block, record: BlockRecord, value: bytes, rev: int

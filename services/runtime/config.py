@@ -49,8 +49,11 @@ class TelemetryConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`reserved`: CIDRs within the pool that are never handed out, gateways for example."""
+
     cidrs: tuple[str, ...] = ("10.244.0.0/16",)
     block_size: Annotated[int, Meta(ge=8, le=32)] = 26
+    reserved: tuple[str, ...] = ()
 
 
 class IdentitydConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,11 +70,14 @@ class IdentitydConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class IpamdConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`release_cooldown_s`: how long a released address is handed to nobody; 0 for not at all."""
+
     etcd: EtcdConfig = EtcdConfig()
     log: LogConfig = LogConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     listen: str = "127.0.0.1:7402"
     metrics_listen: str = "127.0.0.1:7412"
+    release_cooldown_s: Annotated[int, Meta(ge=0)] = 30
     pools: dict[str, PoolConfig] = field(default_factory=lambda: {"default": PoolConfig()})
 
 

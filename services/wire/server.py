@@ -25,15 +25,15 @@ from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import grpc.aio
-import structlog
 from grpc_health.v1 import health, health_pb2_grpc
 
 from services.runtime.errors import Retry, TesseraError, Unusable
+from services.runtime.log import logger
 from services.runtime.tracing import span
 from services.wire.status import ERROR_KEY, STATUS_OF, TRACE_KEY, class_of, details_of
 from services.wire.tls import ServerTls
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+log = logger(__name__)
 
 GRACE_S = 3.0
 UNIX = "unix:"

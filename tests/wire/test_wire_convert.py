@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyroaring import BitMap
 from tessera_wire.identity.v1 import identity_pb2
+from tessera_wire.ipam.v1 import ipam_pb2
 from tessera_wire.policy.v1 import policy_pb2
 
+from identity.labels import Labels
 from identity.numbers import NumericIdentity
+from ipam.block import parse_block
+from ipam.keys import Owner
+from ipam.view import Assigned
 from services.policy.clauses import (
     Action,
     Clause,
@@ -75,9 +82,44 @@ def test_an_identity_set_survives_the_wire(ids: set[int]) -> None:
 
 
 def test_labels_survive_the_wire() -> None:
-    labels = ("k8s:app=web", "k8s:io.kubernetes.pod.namespace=shop")
+    labels = Labels.parse(["k8s:io.kubernetes.pod.namespace=shop", "k8s:app=web", "k8s:empty="])
     sent = convert.labels_to_wire(labels).SerializeToString()
     assert convert.labels_from_wire(identity_pb2.LabelSet.FromString(sent)) == labels
+
+
+def test_a_label_that_is_none_is_refused() -> None:
+    with pytest.raises(Invalid, match="key is empty"):
+        convert.labels_from_wire(identity_pb2.LabelSet(labels=["k8s:=x"]))
+
+
+def test_an_assigned_address_survives_the_wire() -> None:
+    assigned = Assigned(
+        "default",
+        int(IPv4Address("10.244.0.5")),
+        parse_block("10.244.0.0/26"),
+        "node-a",
+        Owner("shop", "web", "eth0", "u1"),
+    )
+    sent = convert.assigned_to_wire(assigned)
+    assert (sent.ip, sent.block) == ("10.244.0.5", "10.244.0.0/26")
+    assert convert.assigned_from_wire(ipam_pb2.Address.FromString(sent.SerializeToString())) == (
+        assigned
+    )
+
+
+@pytest.mark.parametrize(
+    "owner",
+    [ipam_pb2.Owner(), ipam_pb2.Owner(namespace="a/b", name="c", interface="eth0")],
+)
+def test_an_owner_that_cannot_be_a_key_is_refused(owner: ipam_pb2.Owner) -> None:
+    with pytest.raises(Invalid, match="namespace"):
+        convert.owner_from_wire(owner)
+
+
+@pytest.mark.parametrize("text", ["", "10.0.0", "10.0.0.256", "fe80::1", "web"])
+def test_text_that_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(Invalid, match="is not an IPv4 address"):
+        convert.address_from_wire(text)
 
 
 @pytest.mark.parametrize(

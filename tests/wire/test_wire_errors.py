@@ -14,7 +14,6 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
-from services.runtime.tracing import current_traceparent, span
 from tessera_wire.ipam.v1 import ipam_pb2, ipam_pb2_grpc
 from tessera_wire.policy.v1 import policy_pb2, policy_pb2_grpc
 
@@ -27,12 +26,18 @@ from services.runtime.errors import (
     TesseraError,
     Unusable,
 )
+from services.runtime.tracing import configure, current_traceparent, span
 from services.wire.client import call, channel, translate
 from services.wire.server import BoundServer, serve
 from services.wire.status import MAX_DETAILS_BYTES, STATUS_OF, details_of
 
 TREE = [Retry, Conflict, Invalid, NotFound, Exhausted, Unusable]
 TRANSPORTS = ["tcp", "unix"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced() -> None:
+    configure("test", "")
 
 
 class Servicer(ipam_pb2_grpc.IpamServiceServicer):
