@@ -166,7 +166,7 @@ class BpfObject:
         handle = self._lib.bpf_object__next_map(self._handle, None)
         while handle:
             spec = MapSpec(self._lib, handle)
-            if not spec.name.startswith("."):  # .rodata and the like belong to the compiler
+            if "." not in spec.name:  # .rodata and the like belong to the compiler
                 yield spec
             handle = self._lib.bpf_object__next_map(self._handle, handle)
 

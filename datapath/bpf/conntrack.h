@@ -8,7 +8,7 @@
 #include "maps.h"
 #include "parse.h"
 
-#define SECOND 1000000000ULL
+#define SECOND 1000000000LL
 #define TCP_ESTABLISHED_S 21600
 #define TCP_SYN_S 60
 #define TCP_CLOSING_S 10
@@ -50,7 +50,7 @@ static __always_inline bool ct_closing(__u32 flags)
 	return flags & CT_RST || (flags & CT_FIN_FWD && flags & CT_FIN_REV);
 }
 
-static __always_inline __u64 ct_timeout_s(__u32 flags, __u8 proto)
+static __always_inline __s64 ct_timeout_s(__u32 flags, __u8 proto)
 {
 	switch (proto) {
 	case IPPROTO_TCP:
@@ -67,14 +67,13 @@ static __always_inline __u64 ct_timeout_s(__u32 flags, __u8 proto)
 static __always_inline struct ct_entry *ct_fresh(const struct ct4_key *key)
 {
 	struct ct_entry *entry = bpf_map_lookup_elem(&ct4, key);
-	__u64 now = bpf_ktime_get_coarse_ns();
+	__s64 idle;
 
 	if (!entry)
 		return 0;
-	if (now > entry->last_seen &&
-	    now - entry->last_seen > ct_timeout_s(entry->flags, key->proto) * SECOND)
-		return 0;
-	return entry;
+	/* Signed: another CPU may have seen a packet later than this one looked at the clock. */
+	idle = bpf_ktime_get_coarse_ns() - entry->last_seen;
+	return idle > ct_timeout_s(entry->flags, key->proto) * SECOND ? 0 : entry;
 }
 
 /* A packet that opens a flow although its tuple is tracked. */

@@ -95,4 +95,20 @@ struct {
 	__type(value, struct config);
 } config SEC(".maps");
 
+/* Types no map names, kept in the object's BTF for the test that compares layout.py with them.
+ * libbpf passes over the section. */
+struct abi_types {
+	struct event event;
+	enum verdict verdict;
+	enum direction direction;
+	enum endpoint_flags endpoint_flags;
+	enum peer_flags peer_flags;
+	enum reserved_rule reserved_rule;
+	enum ct_flags ct_flags;
+	enum event_type event_type;
+	enum match_type match_type;
+	enum drop_reason drop_reason;
+};
+const struct abi_types *abi_types SEC("abi");
+
 #endif
