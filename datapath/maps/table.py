@@ -291,7 +291,12 @@ class KernelTable(Table[K, V]):
         """Rows present; walks the whole map."""
         if self._array:
             return self.max_entries
-        return sum(page.count for page in self._pages())
+        try:
+            return sum(page.count for page in self._pages())
+        except OSError as error:
+            if error.errno not in _NO_BATCH:
+                raise
+            return sum(1 for _ in self._walk())
 
 
 def possible_cpus() -> int:
