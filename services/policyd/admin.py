@@ -1,0 +1,207 @@
+"""PolicyAdmin over gRPC: apply, delete, list, wait until realised, status.
+
+Writes go to the store (apply.py), answers about what is in force come from the view. A write is
+answered once the view here has seen it, so that a List that follows shows it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Set
+from typing import Final, TypeAlias
+
+import grpc
+import grpc.aio
+from tessera_wire.policy.v1 import policy_pb2, policy_pb2_grpc
+
+from services.policy.clauses import PolicyRef
+from services.policy.parse import Problem, parse
+from services.policyd.apply import Applied, Outcome, Policies
+from services.policyd.nodes import Nodes, NodeState, Pulse
+from services.policyd.records import Broken, Stored
+from services.policyd.state import State
+from services.policyd.view import View
+from services.runtime.log import logger
+from services.wire.convert import ref_from_wire, ref_to_wire
+
+log = logger(__name__)
+
+# A view that lags longer than this has trouble of its own; the write itself is done.
+_SEEN_S: Final = 2.0
+
+_Context: TypeAlias = "grpc.aio.ServicerContext[object, object]"
+
+
+class PolicyAdmin(policy_pb2_grpc.PolicyAdminServicer):
+    def __init__(
+        self, policies: Policies, state: State, view: View, nodes: Nodes, pulse: Pulse
+    ) -> None:
+        self._policies = policies
+        self._state = state
+        self._view = view
+        self._nodes = nodes
+        self._pulse = pulse
+
+    def register(self, server: grpc.aio.Server) -> None:
+        policy_pb2_grpc.add_PolicyAdminServicer_to_server(self, server)
+
+    async def Apply(
+        self, request: policy_pb2.ApplyRequest, context: _Context
+    ) -> policy_pb2.ApplyResponse:
+        source = request.source or "stdin"
+        parsed = parse(request.manifests, source, request.default_namespace or "default")
+        problems = [_problem_to_wire(problem) for problem in parsed.problems]
+        if parsed.refused:
+            return policy_pb2.ApplyResponse(problems=problems)
+        if request.dry_run:
+            outcome = await self._policies.preview(parsed.policies)
+        else:
+            outcome = await self._policies.apply(parsed.policies, request.author)
+            await self._seen(outcome)
+        return policy_pb2.ApplyResponse(
+            revision=outcome.revision,
+            policies=_applied_to_wire(outcome.applied),
+            problems=problems,
+        )
+
+    async def Delete(
+        self, request: policy_pb2.DeleteRequest, context: _Context
+    ) -> policy_pb2.DeleteResponse:
+        refs = [ref_from_wire(ref) for ref in request.refs]
+        outcome = await self._policies.delete(refs, request.author)
+        await self._seen(outcome)
+        return policy_pb2.DeleteResponse(
+            revision=outcome.revision,
+            policies=_applied_to_wire(outcome.applied),
+            not_found=[ref_to_wire(ref) for ref in outcome.not_found],
+        )
+
+    async def List(
+        self, request: policy_pb2.ListRequest, context: _Context
+    ) -> policy_pb2.ListResponse:
+        refs = self._state.policies.keys() | self._state.broken.keys()
+        wanted = sorted(ref for ref in refs if _matches(ref, request))
+        return policy_pb2.ListResponse(
+            policies=[self._stored_to_wire(ref) for ref in wanted],
+            revision=self._state.revision,
+        )
+
+    async def WaitRealised(
+        self, request: policy_pb2.WaitRealisedRequest, context: _Context
+    ) -> policy_pb2.WaitRealisedResponse:
+        done = True
+        try:
+            async with asyncio.timeout(request.timeout_ms / 1000):
+                await self._realised(request.revision)
+        except TimeoutError:
+            done = False
+        return policy_pb2.WaitRealisedResponse(
+            done=done,
+            revision=request.revision,
+            nodes=self._nodes_to_wire(request.revision),
+        )
+
+    async def Status(
+        self, request: policy_pb2.StatusRequest, context: _Context
+    ) -> policy_pb2.StatusResponse:
+        state = self._state
+        return policy_pb2.StatusResponse(
+            revision=state.revision,
+            policies=len(state.policies.keys() | state.broken.keys()),
+            identities=state.identities,
+            addresses=len(state.addresses.rows),
+            groups=state.groups,
+            nodes=self._nodes_to_wire(state.revision),
+        )
+
+    # ------------------------------------------------------------------ waiting
+
+    async def _seen(self, outcome: Outcome) -> None:
+        try:
+            async with asyncio.timeout(_SEEN_S):
+                await self._view.reached(outcome.revision)
+        except TimeoutError:
+            log.warning("policyd.view_lags", revision=outcome.revision)
+
+    async def _realised(self, revision: int) -> None:
+        await self._view.reached(revision)
+        behind = self._first_behind(revision)
+        while behind is not None:
+            await self._pulse.wait()
+            # As long as this one is behind the others need not be looked at.
+            if not self._is_behind(behind, revision):
+                behind = self._first_behind(revision)
+
+    def _first_behind(self, revision: int) -> str | None:
+        return next((node for node in self._expected() if self._is_behind(node, revision)), None)
+
+    def _is_behind(self, node: str, revision: int) -> bool:
+        return node in self._expected() and bool(self._nodes.state(node, revision).reason)
+
+    def _expected(self) -> Set[str]:
+        return self._state.addresses.nodes | self._nodes.connected
+
+    # ------------------------------------------------------------------ to the wire
+
+    def _stored_to_wire(self, ref: PolicyRef) -> policy_pb2.StoredPolicy:
+        good, broken = self._state.policies.get(ref), self._state.broken.get(ref)
+        record = good.record if good is not None else None
+        manifest = record.manifest if record is not None else ""
+        return policy_pb2.StoredPolicy(
+            ref=ref_to_wire(ref),
+            manifest=(broken.manifest if broken is not None else manifest).encode(),
+            revision=max(one.revision for one in (good, broken) if one is not None),
+            author=record.author if record is not None else "",
+            applied_at=record.applied_at if record is not None else "",
+            state=_state_of(good, broken),
+            selects=len(self._state.resolver.selected_by(ref)),
+        )
+
+    def _nodes_to_wire(self, revision: int) -> list[policy_pb2.NodeState]:
+        states = self._nodes.states(self._state.addresses.nodes, revision)
+        seen = self._state.revision
+        ahead = f"policyd itself has seen revision {seen} only" if seen < revision else ""
+        return [_node_to_wire(state, ahead) for state in states]
+
+
+def _matches(ref: PolicyRef, request: policy_pb2.ListRequest) -> bool:
+    return (
+        request.kind in ("", ref.kind)
+        and request.namespace in ("", ref.namespace)
+        and request.name in ("", ref.name)
+    )
+
+
+def _state_of(good: Stored | None, broken: Broken | None) -> str:
+    if broken is None:
+        return good.policy.state if good is not None else ""
+    if good is None:
+        return f"broken: {broken.reason}; nothing of it is in force"
+    return f"broken: {broken.reason}; its version of revision {good.revision} stays in force"
+
+
+def _problem_to_wire(problem: Problem) -> policy_pb2.PolicyProblem:
+    return policy_pb2.PolicyProblem(
+        ref=None if problem.ref is None else ref_to_wire(problem.ref),
+        severity=problem.severity,
+        path=problem.path,
+        line=problem.line,
+        column=problem.column,
+        message=problem.message,
+        source=problem.source,
+    )
+
+
+def _applied_to_wire(applied: Iterable[Applied]) -> list[policy_pb2.AppliedPolicy]:
+    return [
+        policy_pb2.AppliedPolicy(ref=ref_to_wire(one.ref), action=one.action) for one in applied
+    ]
+
+
+def _node_to_wire(state: NodeState, ahead: str) -> policy_pb2.NodeState:
+    return policy_pb2.NodeState(
+        node=state.node,
+        connected=state.connected,
+        realised=state.realised,
+        reason=ahead or state.reason,
+    )

@@ -1,0 +1,226 @@
+"""Writing policies: what a request means for what is stored, and the transaction that does it.
+
+    manifests --parse--> policies --+
+    stored records, next_rule ------+--> plan --> Plan --> one transaction, or Conflict: read again
+
+All of a request or none of it. Unchanged documents are not written and keep their rule ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from services.policy.clauses import PolicyRef, RuleId
+from services.policy.parse import ParsedPolicy
+from services.policy.resolve import rule_count
+from services.policyd import records
+from services.policyd.records import NEXT_RULE_KEY, PolicyRecord, object_key
+from services.runtime.clock import Clock
+from services.runtime.errors import Conflict, Exhausted, Invalid
+from services.runtime.log import logger
+from services.runtime.tracing import current_traceparent, span
+from services.store.model import (
+    Delete,
+    KeyValue,
+    Operation,
+    OperationResult,
+    Put,
+    Range,
+    RangeResult,
+    Revision,
+    Store,
+    TxnResult,
+)
+from services.store.txn import MAX_REQUEST_BYTES, bulk_txn, mod_is
+
+log = logger(__name__)
+
+# Every writer of policies contends for one key; losing this often in a row means a crowd.
+ATTEMPTS: Final = 8
+# What a key and its framing add to a value in a request, rounded up.
+_OVERHEAD_BYTES: Final = 64
+_LAST_RULE: Final = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """`action`: created, configured, unchanged or deleted."""
+
+    ref: PolicyRef
+    action: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`revision`: at which all of it is in the store; 0 when nothing was to be stored."""
+
+    revision: int
+    applied: tuple[Applied, ...]
+    not_found: tuple[PolicyRef, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the store holds of what a request names, and the counter that guards it."""
+
+    records: Mapping[PolicyRef, KeyValue]
+    counter: KeyValue | None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Recorded with each policy."""
+
+    author: str
+    applied_at: str
+    traceparent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    puts: Mapping[str, bytes]
+    applied: tuple[Applied, ...]
+    next_rule: RuleId
+    unchanged_at: int
+    """The newest revision among the documents that are not written."""
+
+
+def plan(policies: Sequence[ParsedPolicy], held: Held, origin: Origin) -> Plan:
+    """Raises `Exhausted` when the rule ids are used up."""
+    rule = records.next_rule(held.counter)
+    puts: dict[str, bytes] = {}
+    applied = []
+    unchanged_at = 0
+    for parsed in policies:
+        ref = parsed.policy.ref
+        old = held.records.get(ref)
+        if old is not None and _unchanged(old, parsed):
+            applied.append(Applied(ref, "unchanged"))
+            unchanged_at = max(unchanged_at, old.mod_revision)
+            continue
+        count = rule_count(parsed.policy)
+        record = PolicyRecord(
+            manifest=parsed.manifest_text,
+            rule_base=rule,
+            rule_count=count,
+            author=origin.author,
+            applied_at=origin.applied_at,
+            traceparent=origin.traceparent,
+        )
+        puts[object_key(ref)] = records.encode(record)
+        applied.append(Applied(ref, "created" if old is None else "configured"))
+        rule = RuleId(rule + count)
+    if rule > _LAST_RULE:
+        raise Exhausted(f"rule ids end at {_LAST_RULE}, and {rule} would be needed")
+    return Plan(puts, tuple(applied), rule, unchanged_at)
+
+
+def _unchanged(old: KeyValue, parsed: ParsedPolicy) -> bool:
+    """A record that cannot be read is changed by any document."""
+    try:
+        record = records.decode(old.value)
+    except Invalid:
+        return False
+    return (record.manifest, record.rule_count) == (
+        parsed.manifest_text,
+        rule_count(parsed.policy),
+    )
+
+
+class Policies:
+    """The policies in the store, written."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    async def preview(self, policies: Sequence[ParsedPolicy]) -> Outcome:
+        held = await self._read([parsed.policy.ref for parsed in policies])
+        return Outcome(0, plan(policies, held, Origin("", "", "")).applied)
+
+    async def apply(self, policies: Sequence[ParsedPolicy], author: str) -> Outcome:
+        with span("policyd.apply", policies=len(policies)):
+            now = datetime.fromtimestamp(self._clock.now_s(), UTC)
+            applied_at = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            origin = Origin(author, applied_at, current_traceparent())
+            for _ in range(ATTEMPTS):
+                held = await self._read([parsed.policy.ref for parsed in policies])
+                planned = plan(policies, held, origin)
+                if not planned.puts:
+                    return Outcome(planned.unchanged_at, planned.applied)
+                _refuse_too_large(planned)
+                writes = [Put(key, value) for key, value in planned.puts.items()]
+                revision = await self._write(held, writes, planned.next_rule)
+                if revision is not None:
+                    _log_written(planned.applied, author, revision)
+                    return Outcome(revision, planned.applied)
+        raise _too_many_writers()
+
+    async def delete(self, refs: Sequence[PolicyRef], author: str) -> Outcome:
+        wanted = tuple(dict.fromkeys(refs))
+        for _ in range(ATTEMPTS):
+            held = await self._read(wanted)
+            found = [ref for ref in wanted if ref in held.records]
+            not_found = tuple(ref for ref in wanted if ref not in held.records)
+            if not found:
+                return Outcome(0, (), not_found)
+            writes = [Delete(object_key(ref)) for ref in found]
+            revision = await self._write(held, writes, records.next_rule(held.counter))
+            if revision is not None:
+                applied = tuple(Applied(ref, "deleted") for ref in found)
+                _log_written(applied, author, revision)
+                return Outcome(revision, applied, not_found)
+        raise _too_many_writers()
+
+    async def _read(self, refs: Sequence[PolicyRef]) -> Held:
+        """All of it at one revision."""
+        keys = [NEXT_RULE_KEY, *map(object_key, refs)]
+        result = await self._store.txn(bulk_txn((), [Range(key) for key in keys]))
+        found = {kv.key: kv for range_ in _ranges(result.results) for kv in range_.items}
+        held = {ref: found[object_key(ref)] for ref in refs if object_key(ref) in found}
+        return Held(held, found.get(NEXT_RULE_KEY))
+
+    async def _write(
+        self, held: Held, writes: Sequence[Operation], next_rule: RuleId
+    ) -> Revision | None:
+        """None: somebody else wrote a policy in between."""
+        counter = Revision(0) if held.counter is None else held.counter.mod_revision
+        operations = [*writes, Put(NEXT_RULE_KEY, str(next_rule).encode())]
+        result = await self._store.txn(bulk_txn([mod_is(NEXT_RULE_KEY, counter)], operations))
+        return result.revision if result.succeeded else None
+
+
+def _ranges(results: Iterable[OperationResult]) -> Iterator[RangeResult]:
+    for result in results:
+        if isinstance(result, RangeResult):
+            yield result
+        elif isinstance(result, TxnResult):
+            yield from _ranges(result.results)
+
+
+def _refuse_too_large(planned: Plan) -> None:
+    size = sum(len(key) + len(value) + _OVERHEAD_BYTES for key, value in planned.puts.items())
+    if size > MAX_REQUEST_BYTES:
+        raise Invalid(
+            f"{len(planned.puts)} policies of {size} bytes together do not fit into one transaction"
+            f" of the store ({MAX_REQUEST_BYTES} bytes); apply them in smaller groups"
+        )
+
+
+def _log_written(applied: Iterable[Applied], author: str, revision: Revision) -> None:
+    for one in applied:
+        if one.action != "unchanged":
+            log.info(
+                "policy.written",
+                policy=str(one.ref),
+                state=one.action,
+                source=author,
+                revision=revision,
+            )
+
+
+def _too_many_writers() -> Conflict:
+    return Conflict(f"policies were changed by others {ATTEMPTS} times meanwhile; apply again")

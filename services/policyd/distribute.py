@@ -1,0 +1,88 @@
+"""Change-sets to many subscriptions: a shared, bounded log and what is encoded along it.
+
+    View --publish--> Log (keys per change-set) --span(position)--> Subscription.take --> stream
+                        |                              |
+                        +--> Payloads (newest values) -+
+
+A subscriber that keeps up takes each change-set alone; one that does not takes the run it missed,
+merged once for all who missed the same. Work per change-set and subscriber that nothing concerns:
+one wake-up and one write of shared bytes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Final
+
+from identity.numbers import NumericIdentity
+from services.policyd.change import ChangeSet, Gathering
+from services.policyd.payload import Payloads, Span
+from services.policyd.state import State
+from services.policyd.subscriber import Counts, Subscription
+
+# Past this many keys a snapshot says less than the log would.
+LOG_KEYS: Final = 200_000
+
+
+class Distributor:
+    def __init__(self, state: State, *, log_keys: int = LOG_KEYS) -> None:
+        self.state = state
+        self.payloads = Payloads(state)
+        self.counts = Counts()
+        self._log: deque[ChangeSet] = deque()
+        self._log_keys = log_keys
+        self._weight = 0
+        self._end = 0
+        self._spans: dict[int, Span] = {}
+        self._subscriptions: set[Subscription] = set()
+
+    @property
+    def end(self) -> int:
+        return self._end
+
+    @property
+    def subscribers(self) -> int:
+        return len(self._subscriptions)
+
+    def publish(self, change: ChangeSet) -> None:
+        """The state is already what `change` made it."""
+        self.payloads.advance(change)
+        self._log.append(change)
+        self._end += 1
+        self._weight += change.weight
+        while self._weight > self._log_keys and len(self._log) > 1:
+            self._weight -= self._log.popleft().weight
+        self._spans.clear()
+        for subscription in self._subscriptions:
+            subscription.wake()
+
+    def span(self, position: int) -> Span | None:
+        missed = self._end - position
+        if missed > len(self._log):
+            return None
+        span = self._spans.get(position)
+        if span is None:
+            span = self._spans[position] = Span(self._merge(missed), self.payloads)
+        return span
+
+    @contextmanager
+    def subscribed(
+        self, node: str, identities: Iterable[NumericIdentity]
+    ) -> Iterator[Subscription]:
+        subscription = Subscription(self, node, identities)
+        self._subscriptions.add(subscription)
+        try:
+            yield subscription
+        finally:
+            self._subscriptions.discard(subscription)
+
+    def _merge(self, count: int) -> ChangeSet:
+        if count == 1:
+            return self._log[-1]
+        gathering = Gathering(self.state.revision)
+        for change in islice(self._log, len(self._log) - count, None):
+            gathering.add(change)
+        return gathering.close()

@@ -1,0 +1,115 @@
+"""policyd: accepts, stores, resolves and distributes policy.
+
+    apid --Apply, Delete--> PolicyAdmin --> Policies --> etcd
+                              |   ^                       |
+                   WaitRealised   | Nodes (acks)          | one watch
+                                  |                       v
+    agents <--Update-- streams <--+-- Distributor <-- View (State: Resolver, Addresses)
+
+Everything but the agents' acknowledgements is in etcd; it may run any number of times. It serves
+once the view is complete, so that nobody is ever told half of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+import grpc.aio
+from opentelemetry.metrics import CallbackOptions, Observation
+
+from services.policy.resolve import Resolver, ResolverSettings
+from services.policyd.admin import PolicyAdmin
+from services.policyd.apply import Policies
+from services.policyd.distribute import Distributor
+from services.policyd.nodes import Nodes, Pulse
+from services.policyd.state import State
+from services.policyd.streams import PolicyDistribution
+from services.policyd.view import View
+from services.runtime import metrics, process
+from services.runtime.clock import Clock, SystemClock
+from services.runtime.config import PolicydConfig
+from services.runtime.log import logger
+from services.store.model import Store
+from services.store.open import open_store
+from services.wire.server import serve
+
+log = logger(__name__)
+
+
+class Policyd:
+    """The parts, wired."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self.store = store
+        self.pulse = Pulse()
+        self.state = State(Resolver(ResolverSettings()))
+        self.distributor = Distributor(self.state)
+        self.nodes = Nodes(self.pulse)
+        self.view = View(self.state, self.distributor, self.nodes, self.pulse, clock)
+        self.streams = PolicyDistribution(self.distributor, self.nodes)
+        policies = Policies(store, clock)
+        self.admin = PolicyAdmin(policies, self.state, self.view, self.nodes, self.pulse)
+
+    def register(self, server: grpc.aio.Server) -> None:
+        self.admin.register(server)
+        self.streams.register(server)
+
+    def checks(self) -> Mapping[str, str]:
+        return {"view": "ok" if self.state.synced else "waiting for the store"}
+
+    async def run(self, listen: str) -> None:
+        """Until cancelled, or until the view cannot go on (see View.follow)."""
+        async with asyncio.TaskGroup() as group:
+            following = group.create_task(self.view.follow(self.store))
+            await self.view.synced()
+            async with serve(listen, self.register) as bound:
+                log.info("policyd.serving", listen=bound.target)
+                await following
+
+
+def observe(policyd: Policyd) -> None:
+    """Instruments that read what is kept anyway."""
+    counts = policyd.distributor.counts
+    gauges = {
+        "revision": lambda: policyd.state.revision,
+        "policies": lambda: len(policyd.state.policies),
+        "broken_policies": lambda: len(policyd.state.broken),
+        "identities": lambda: policyd.state.identities,
+        "addresses": lambda: len(policyd.state.addresses.rows),
+        "groups": lambda: policyd.state.groups,
+        "subscribers": lambda: policyd.distributor.subscribers,
+    }
+    counters = {
+        "updates_sent": lambda: counts.updates,
+        "snapshots_sent": lambda: counts.snapshots,
+        "changes_coalesced": lambda: counts.coalesced,
+    }
+    meter = metrics.meter("tessera.policyd")
+
+    def reading(read: Callable[[], int], _: CallbackOptions) -> Iterable[Observation]:
+        return (Observation(read()),)
+
+    for name, read in gauges.items():
+        meter.create_observable_gauge(f"tessera_policyd_{name}", [partial(reading, read)])
+    for name, read in counters.items():
+        meter.create_observable_counter(f"tessera_policyd_{name}", [partial(reading, read)])
+
+
+async def serve_until_stopped(config: PolicydConfig) -> None:
+    async with open_store(config.etcd) as store:
+        policyd = Policyd(store, SystemClock())
+        observe(policyd)
+        async with process.serve_metrics(config.metrics_listen, policyd.checks):
+            await policyd.run(config.listen)
+
+
+def main(argv: Sequence[str]) -> None:
+    config = process.load_or_exit("policyd", PolicydConfig, argv)
+    process.run("policyd", config, partial(serve_until_stopped, config))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,130 @@
+"""Policies as the store keeps them: keys, the JSON record, and reading either back.
+
+    tessera/policy/object/<kind>/<namespace, or _ for none>/<name>   a PolicyRecord
+    tessera/policy/next_rule                                         decimal
+
+Every write of a policy also writes next_rule, guarded by its revision: writers of policies take
+turns there, and a rule id is never given twice. A record that cannot be read is a value too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from services.policy.clauses import FIRST_CLAUSE_RULE, PolicyRef, RuleId
+from services.policy.model import Policy
+from services.policy.parse import parse
+from services.policy.resolve import rule_count
+from services.runtime.errors import Invalid
+from services.store.model import KeyValue, Revision
+
+OBJECT_PREFIX: Final = "tessera/policy/object/"
+NEXT_RULE_KEY: Final = "tessera/policy/next_rule"
+
+_NO_NAMESPACE: Final = "_"
+
+
+class PolicyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`manifest`: the document as it was applied. `traceparent`: of the request that applied it."""
+
+    manifest: str
+    rule_base: int
+    rule_count: int
+    author: str = ""
+    applied_at: str = ""
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One policy at one revision."""
+
+    ref: PolicyRef
+    revision: Revision
+    record: PolicyRecord
+    policy: Policy
+
+    @property
+    def rule_base(self) -> RuleId:
+        return RuleId(self.record.rule_base)
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """What stands under a policy's key and is none; `manifest` as far as it can be read."""
+
+    ref: PolicyRef
+    revision: Revision
+    reason: str
+    manifest: str = ""
+
+
+def object_key(ref: PolicyRef) -> str:
+    return f"{OBJECT_PREFIX}{ref.kind}/{ref.namespace or _NO_NAMESPACE}/{ref.name}"
+
+
+def ref_of(key: str) -> PolicyRef | None:
+    """None: nobody who goes by `object_key` wrote this key."""
+    parts = key.removeprefix(OBJECT_PREFIX).split("/")
+    if len(parts) != 3 or not all(parts):
+        return None
+    kind, namespace, name = parts
+    return PolicyRef(kind, "" if namespace == _NO_NAMESPACE else namespace, name)
+
+
+def encode(record: PolicyRecord) -> bytes:
+    return msgspec.json.encode(record)
+
+
+def decode(value: bytes) -> PolicyRecord:
+    """Raises `Invalid`."""
+    try:
+        return msgspec.json.decode(value, type=PolicyRecord)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Invalid(f"its record in the store cannot be read: {error}") from error
+
+
+def read(ref: PolicyRef, kv: KeyValue) -> Stored | Broken:
+    try:
+        record = decode(kv.value)
+    except Invalid as error:
+        return Broken(ref, kv.mod_revision, str(error))
+    try:
+        policy = _policy(ref, record)
+    except Invalid as error:
+        return Broken(ref, kv.mod_revision, str(error), record.manifest)
+    return Stored(ref, kv.mod_revision, record, policy)
+
+
+def next_rule(kv: KeyValue | None) -> RuleId:
+    """Raises `Invalid` when the counter is no number: guessing could give a rule id twice."""
+    if kv is None:
+        return FIRST_CLAUSE_RULE
+    text = kv.value.decode(errors="replace")
+    if not (text.isascii() and text.isdecimal()) or int(text) < FIRST_CLAUSE_RULE:
+        raise Invalid(
+            f"{NEXT_RULE_KEY} holds {text!r} instead of a number from {FIRST_CLAUSE_RULE}; set it"
+            " above rule_base + rule_count of every policy"
+        )
+    return RuleId(int(text))
+
+
+def _policy(ref: PolicyRef, record: PolicyRecord) -> Policy:
+    parsed = parse(record.manifest.encode(), str(ref), ref.namespace)
+    errors = [problem for problem in parsed.problems if problem.severity == "error"]
+    if errors:
+        first = errors[0]
+        raise Invalid(f"its manifest is refused at line {first.line}: {first.message}")
+    if [found.policy.ref for found in parsed.policies] != [ref]:
+        names = ", ".join(str(found.policy.ref) for found in parsed.policies) or "nothing"
+        raise Invalid(f"its manifest describes {names}")
+    policy = parsed.policies[0].policy
+    if rule_count(policy) != record.rule_count or record.rule_base < FIRST_CLAUSE_RULE:
+        raise Invalid(
+            f"its manifest has {rule_count(policy)} clauses where {record.rule_count} rule ids from"
+            f" {record.rule_base} are set aside; apply it again"
+        )
+    return policy

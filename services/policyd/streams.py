@@ -1,0 +1,94 @@
+"""The streams of the agents: PolicyDistribution over gRPC.
+
+    agent --Hello, Interest, Ack--> reading --> Subscription, Nodes
+    agent <------Update------------ writing <-- Subscription.take
+
+Updates leave as bytes: they are encoded where they are shared (payload.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Final, TypeAlias
+
+import grpc
+import grpc.aio
+from tessera_wire.policy.v1.policy_pb2 import AgentMessage, Hello
+
+from identity.numbers import NumericIdentity
+from services.policyd.distribute import Distributor
+from services.policyd.nodes import Nodes
+from services.policyd.subscriber import Subscription
+from services.runtime.errors import Invalid, Retry
+from services.runtime.log import logger
+
+log = logger(__name__)
+
+SERVICE: Final = "tessera.policy.v1.PolicyDistribution"
+
+_Context: TypeAlias = "grpc.aio.ServicerContext[AgentMessage, bytes]"
+
+
+class PolicyDistribution:
+    def __init__(self, distributor: Distributor, nodes: Nodes) -> None:
+        self._distributor = distributor
+        self._nodes = nodes
+
+    def register(self, server: grpc.aio.Server) -> None:
+        handler: grpc.RpcMethodHandler[AgentMessage, bytes] = grpc.stream_stream_rpc_method_handler(
+            self.subscribe, request_deserializer=AgentMessage.FromString
+        )
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, {"Subscribe": handler}),)
+        )
+
+    async def subscribe(self, requests: AsyncIterator[AgentMessage], context: _Context) -> None:
+        hello = await _hello(requests)
+        identities = map(NumericIdentity, hello.identities)
+        with self._distributor.subscribed(hello.node, identities) as subscription:
+            self._nodes.opened(subscription)
+            log.info("agent.subscribed", node=hello.node, count=len(hello.identities))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    writing = group.create_task(_write(subscription, context))
+                    await self._read(subscription, requests)
+                    writing.cancel()
+            finally:
+                self._nodes.closed(subscription)
+                log.info("agent.gone", node=hello.node, revision=subscription.revision)
+
+    async def _read(
+        self, subscription: Subscription, requests: AsyncIterator[AgentMessage]
+    ) -> None:
+        async for message in requests:
+            match message.WhichOneof("kind"):
+                case "interest":
+                    subscription.follow(
+                        map(NumericIdentity, message.interest.add),
+                        map(NumericIdentity, message.interest.remove),
+                    )
+                case "ack":
+                    failures = {NumericIdentity(f.identity): f.reason for f in message.ack.failures}
+                    self._nodes.acknowledged(subscription, message.ack.revision, failures)
+                case "hello":
+                    raise Invalid("Hello is the first message of a stream and no other")
+                case _:
+                    pass  # a newer agent's message
+
+
+async def _write(subscription: Subscription, context: _Context) -> None:
+    while True:
+        await subscription.woken()
+        if subscription.replaced:
+            raise Retry(f"node {subscription.node} has opened another stream; this one ends")
+        for message in subscription.take():
+            await context.write(message)
+
+
+async def _hello(requests: AsyncIterator[AgentMessage]) -> Hello:
+    async for message in requests:
+        if message.WhichOneof("kind") == "hello" and message.hello.node:
+            return message.hello
+        break
+    raise Invalid("the first message of a stream is a Hello that names its node")
