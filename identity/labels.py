@@ -94,8 +94,9 @@ def _checked(text: str, source: str, key: str, value: str) -> Label:
 class Labels:
     """An immutable label set. Iterates by key."""
 
-    __slots__ = ("_by_key",)
+    __slots__ = ("_by_key", "_canonical")
     _by_key: dict[str, Label]
+    _canonical: str | None
 
     EMPTY: ClassVar[Labels]
 
@@ -103,6 +104,7 @@ class Labels:
         """Raises `Invalid` when two different labels share a key."""
         ordered = sorted(labels, key=_KEY_OF)
         self._by_key = {label.key: label for label in ordered}
+        self._canonical = None
         if len(self._by_key) != len(ordered):
             _refuse_twins(ordered)
 
@@ -116,7 +118,14 @@ class Labels:
 
     def canonical(self) -> str:
         """The stored form: "source:key=value;" for each label, ordered by key."""
-        return "".join(f"{source}:{key}={value};" for source, key, value in self._by_key.values())
+        if self._canonical is None:
+            self._canonical = "".join(
+                [f"{source}:{key}={value};" for source, key, value in self._by_key.values()]
+            )
+        return self._canonical
+
+    def sources(self) -> set[str]:
+        return {label.source for label in self._by_key.values()}
 
     def digest(self) -> str:
         """32 hex digits that stand for the set in keys of the store."""
@@ -135,16 +144,13 @@ class Labels:
         label = self.get(key, source)
         return None if label is None else label.value
 
-    def has_source(self, source: str) -> bool:
-        return any(label.source == source for label in self._by_key.values())
-
     def with_label(self, label: Label) -> Labels:
         """Replaces a label of the same key."""
-        return Labels([label, *(other for other in self if other.key != label.key)])
+        return Labels((self._by_key | {label.key: label}).values())
 
     def keep(self, wanted: Callable[[Label], bool]) -> Labels:
-        kept = [label for label in self if wanted(label)]
-        return self if len(kept) == len(self) else Labels(kept)
+        kept = list(filter(wanted, self._by_key.values()))
+        return self if len(kept) == len(self._by_key) else Labels(kept)
 
     def __iter__(self) -> Iterator[Label]:
         return iter(self._by_key.values())

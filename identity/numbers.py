@@ -42,6 +42,7 @@ LOCAL_BITS: Final = 16
 MAX_CLUSTER_ID: Final = 255
 
 _SCOPE_SHIFT = 24
+_LOCAL_SOURCES: Final = frozenset({CIDR, FQDN, RESERVED})
 
 _RESERVED_NAMES: Final[Mapping[NumericIdentity, str]] = {
     UNKNOWN: "unknown",
@@ -112,7 +113,7 @@ def scope_for(labels: Labels) -> Scope:
         return Scope.RESERVED
     if labels.get("remote-node", RESERVED) is not None:
         return Scope.REMOTE_NODE
-    if all(label.source in (CIDR, FQDN, RESERVED) for label in labels):
+    if labels.sources() <= _LOCAL_SOURCES:
         return Scope.LOCAL
     return Scope.CLUSTER
 
@@ -154,6 +155,8 @@ _RESERVED_BY_LABELS: Final = {labels: number for number, labels in _RESERVED_LAB
     Labels([Label(RESERVED, "kube-apiserver", "")]): KUBE_APISERVER
 }
 
+_MOST_RESERVED_LABELS: Final = max(map(len, _RESERVED_BY_LABELS))
+
 
 def reserved_labels() -> Mapping[NumericIdentity, Labels]:
     """Labels of the reserved identities. UNKNOWN has none: no selector chooses it."""
@@ -161,4 +164,6 @@ def reserved_labels() -> Mapping[NumericIdentity, Labels]:
 
 
 def reserved_number(labels: Labels) -> NumericIdentity | None:
+    if len(labels) > _MOST_RESERVED_LABELS:
+        return None
     return _RESERVED_BY_LABELS.get(labels)

@@ -1,0 +1,140 @@
+"""Addresses and the identities behind them, published for this cluster's peers.
+
+The value is the JSON that ClusterMesh readers decode (Go field names; a reader rejects an entry
+whose address, in Go's canonical text, is not the end of its key). Entries hang on the node's lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_address
+from typing import Final
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType, field
+
+from identity import keys
+from identity.numbers import FIRST_ALLOCATED, NumericIdentity
+from services.identityd.allocator import lost_session
+from services.identityd.stats import Counts
+from services.runtime.errors import Conflict, Invalid, NotFound
+from services.store.model import (
+    Delete,
+    KeyValue,
+    LeaseId,
+    Operation,
+    Put,
+    Range,
+    RangeResult,
+    Store,
+    Txn,
+    TxnResult,
+)
+from services.store.txn import mod_is
+
+# Operations of one transaction, below the store's limit of 128; a withdrawal nests one more.
+BATCH: Final = 100
+WITHDRAW_ROUNDS: Final = 3
+
+# Key 0: not encrypted.
+_NO_ENCRYPTION: Final = 0
+
+
+class AddressValue(Struct, frozen=True, omit_defaults=False):
+    """Not every writer's fields are known, so unknown ones are let through when read."""
+
+    ip: str = field(name="IP")
+    host_ip: str = field(name="HostIP")
+    number: int = field(name="ID")
+    mask: str | None = field(name="Mask", default=None)
+    encryption_key: int = field(name="Key", default=_NO_ENCRYPTION)
+    metadata: str = field(name="Metadata", default="")
+    namespace: str | UnsetType = field(name="K8sNamespace", default=UNSET)
+    name: str | UnsetType = field(name="K8sPodName", default=UNSET)
+    uid: str | UnsetType = field(name="K8sPodUID", default=UNSET)
+
+
+class Announcer:
+    def __init__(self, store: Store, counts: Counts, allocatable: range) -> None:
+        self._store = store
+        self._counts = counts
+        self._allocatable = allocatable
+
+    async def announce(self, node: str, lease: LeaseId, values: Iterable[AddressValue]) -> None:
+        """All or, when a later batch fails, the first batches; repeating is harmless.
+
+        Raises `Invalid` before anything is written, `NotFound` when the lease is gone.
+        """
+        encoder = msgspec.json.Encoder()
+        puts: dict[str, Operation] = {}
+        for value in values:
+            self._check(value)
+            key = keys.ip_key(value.ip)
+            puts[key] = Put(key, encoder.encode(value), lease)
+        operations = tuple(puts.values())
+        try:
+            for start in range(0, len(operations), BATCH):
+                await self._store.txn(Txn(success=operations[start : start + BATCH]))
+        except NotFound:
+            raise lost_session(node, lease) from None
+        self._counts.announced += len(operations)
+
+    async def withdraw(self, host_ip: str, ips: Iterable[str]) -> None:
+        """Removes the entries that still name `host_ip`; the others are somebody else's by now."""
+        canonical(host_ip, "host_ip")
+        wanted = sorted({canonical(ip, "address") for ip in ips})
+        for start in range(0, len(wanted), BATCH):
+            await self._withdraw_batch(host_ip, wanted[start : start + BATCH])
+
+    async def _withdraw_batch(self, host_ip: str, ips: Sequence[str]) -> None:
+        left = [keys.ip_key(ip) for ip in ips]
+        for _ in range(WITHDRAW_ROUNDS):
+            found = await self._read(left)
+            ours = [kv for kv in found if _names_host(kv, host_ip)]
+            if not ours:
+                return
+            deletes = tuple(
+                Txn(compares=(mod_is(kv.key, kv.mod_revision),), success=(Delete(kv.key),))
+                for kv in ours
+            )
+            result = await self._store.txn(Txn(success=deletes))
+            left = [
+                kv.key
+                for kv, inner in zip(ours, result.results, strict=True)
+                if isinstance(inner, TxnResult) and not inner.succeeded
+            ]
+            if not left:
+                return
+        raise Conflict(f"{len(left)} addresses of {host_ip} are announced anew while withdrawn")
+
+    async def _read(self, wanted: Sequence[str]) -> list[KeyValue]:
+        result = await self._store.txn(Txn(success=tuple(Range(key) for key in wanted)))
+        return [kv for r in result.results if isinstance(r, RangeResult) for kv in r.items]
+
+    def _check(self, value: AddressValue) -> None:
+        canonical(value.ip, "address")
+        canonical(value.host_ip, f"host_ip of {value.ip}")
+        if not (0 < value.number < FIRST_ALLOCATED or value.number in self._allocatable):
+            raise Invalid(
+                f"address {value.ip}: identity {NumericIdentity(value.number)} is not one of this"
+                " cluster; announce the number that Allocate returned"
+            )
+
+
+def canonical(ip: str, what: str) -> str:
+    """`ip` itself; raises `Invalid` unless it is an address in canonical text."""
+    try:
+        text = str(ip_address(ip))
+    except ValueError:
+        raise Invalid(f"{what} {ip!r} is no IP address") from None
+    if text != ip:
+        raise Invalid(f"{what} {ip!r} is not in canonical form; write {text!r}")
+    return text
+
+
+def _names_host(kv: KeyValue, host_ip: str) -> bool:
+    try:
+        return msgspec.json.decode(kv.value, type=AddressValue).host_ip == host_ip
+    except msgspec.DecodeError:
+        # Not written by us, so not ours to withdraw.
+        return False

@@ -1,0 +1,121 @@
+"""identityd: numeric identities for label sets, and what nodes publish about their endpoints.
+
+    agents ──gRPC──► IdentityServicer ─┬─► Sessions ───────────────► leases, node keys ──┐
+                          │            ├─► Announcer ──────────────► ip keys ────────────┤
+                          │            └─► Allocator ──► Committer ► idx, id, ref ───────┤► store
+                          │ lists          │ decides from                                │
+                          └──► IdentityView ◄──────────── watch ─────────────────────────┤
+                                   │ idle numbers                                        │
+                                   └──► Collector ─────────────────► tomb, deletes ──────┘
+
+Any number of these run side by side; the transactions keep one number per set, one set per number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import grpc.aio
+from tessera_wire.identity.v1.identity_pb2_grpc import add_IdentityServiceServicer_to_server
+
+from identity import labels as label_sets
+from identity.allocate import FreeNumbers
+from identity.labels import LabelFilter
+from identity.numbers import allocatable
+from services.identityd.allocator import Allocator
+from services.identityd.announce import Announcer
+from services.identityd.commit import Committer
+from services.identityd.gc import Collector
+from services.identityd.service import IdentityServicer
+from services.identityd.session import Sessions
+from services.identityd.stats import Counts, observe
+from services.identityd.view import IdentityView
+from services.runtime.clock import Clock, SystemClock
+from services.runtime.config import IdentitydConfig
+from services.runtime.errors import Invalid
+from services.runtime.health import OK
+from services.runtime.log import logger
+from services.runtime.process import load_or_exit, run, serve_metrics
+from services.runtime.tasks import restarting
+from services.store.open import open_store
+from services.wire.server import serve
+
+log = logger(__name__)
+
+
+async def identityd(config: IdentitydConfig, clock: Clock) -> None:
+    numbers = own_numbers(config.cluster_id)
+    # Replicas must not choose alike: seeded by the machine.
+    chooser = random.Random()
+    counts = Counts()
+    async with open_store(config.etcd) as store, Committer(store) as committer:
+        view = IdentityView(store, FreeNumbers(numbers, chooser), clock)
+        observe(counts, view)
+        collector = Collector(
+            store,
+            view,
+            counts,
+            clock,
+            chooser,
+            grace_s=config.gc_grace_s,
+            quarantine_s=config.quarantine_s,
+            session_ttl_s=config.session_ttl_s,
+        )
+        servicer = IdentityServicer(
+            store,
+            view,
+            Allocator(
+                view,
+                committer,
+                counts,
+                cluster=config.cluster,
+                label_filter=LabelFilter.default(),
+            ),
+            Announcer(store, counts, numbers),
+            Sessions(
+                store,
+                counts,
+                cluster=config.cluster,
+                cluster_id=config.cluster_id,
+                ttl_s=config.session_ttl_s,
+            ),
+            cluster=config.cluster,
+            cluster_id=config.cluster_id,
+        )
+
+        def register(server: grpc.aio.Server) -> None:
+            add_IdentityServiceServicer_to_server(servicer, server)
+
+        async with (
+            asyncio.TaskGroup() as tasks,
+            serve_metrics(config.metrics_listen, partial(_checks, view)),
+            serve(config.listen, register) as bound,
+        ):
+            tasks.create_task(restarting("identity view", view.follow, clock))
+            tasks.create_task(restarting("identity collector", collector.run, clock))
+            log.info("identityd.serving", listen=bound.target)
+            await asyncio.Event().wait()
+
+
+def own_numbers(cluster_id: int) -> range:
+    try:
+        return allocatable(cluster_id)
+    except label_sets.Invalid as error:
+        raise Invalid(f"identityd.cluster_id: {error}") from None
+
+
+def _checks(view: IdentityView) -> Mapping[str, str]:
+    return {"identities": OK if view.is_synced else "the store has not been read yet"}
+
+
+def main(argv: Sequence[str]) -> None:
+    config = load_or_exit("identityd", IdentitydConfig, argv)
+    run("identityd", config, partial(identityd, config, SystemClock()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

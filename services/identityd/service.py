@@ -1,0 +1,188 @@
+"""The gRPC door: messages to values and back, nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc.aio
+from msgspec import UNSET
+from tessera_wire.identity.v1 import identity_pb2 as pb
+from tessera_wire.identity.v1.identity_pb2_grpc import IdentityServiceServicer
+
+from identity import labels as label_sets
+from identity.numbers import NumericIdentity, Scope, scope_of
+from identity.selector import Selector
+from services.identityd.allocator import Allocated, Allocator, Item
+from services.identityd.announce import AddressValue, Announcer
+from services.identityd.references import release
+from services.identityd.session import Sessions, check_lease, check_node
+from services.identityd.view import IdentityView
+from services.runtime.errors import (
+    Conflict,
+    Exhausted,
+    Invalid,
+    NotFound,
+    Retry,
+    TesseraError,
+)
+from services.store.model import LeaseId, Store
+from services.wire.convert import labels_to_wire
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+_KINDS: dict[type[TesseraError], str] = {
+    Invalid: "invalid",
+    Exhausted: "exhausted",
+    Conflict: "conflict",
+    Retry: "retry",
+}
+
+
+class IdentityServicer(IdentityServiceServicer):
+    def __init__(
+        self,
+        store: Store,
+        view: IdentityView,
+        allocator: Allocator,
+        announcer: Announcer,
+        sessions: Sessions,
+        *,
+        cluster: str,
+        cluster_id: int,
+    ) -> None:
+        self._store = store
+        self._view = view
+        self._allocator = allocator
+        self._announcer = announcer
+        self._sessions = sessions
+        self._cluster = cluster
+        self._cluster_id = cluster_id
+
+    async def OpenSession(self, request: pb.OpenSessionRequest, context: _Context) -> pb.Session:
+        session = await self._sessions.open(
+            request.node, LeaseId(request.previous_lease), request.ttl_s, request.internal_ip
+        )
+        return pb.Session(
+            lease=session.lease,
+            ttl_s=session.ttl_s,
+            resumed=session.resumed,
+            cluster=self._cluster,
+            cluster_id=self._cluster_id,
+        )
+
+    async def KeepAlive(
+        self, request: pb.KeepAliveRequest, context: _Context
+    ) -> pb.KeepAliveResponse:
+        left_s = await self._sessions.keep_alive(LeaseId(request.lease))
+        return pb.KeepAliveResponse(ttl_s=left_s)
+
+    async def CloseSession(
+        self, request: pb.CloseSessionRequest, context: _Context
+    ) -> pb.CloseSessionResponse:
+        await self._sessions.close(request.node, LeaseId(request.lease))
+        return pb.CloseSessionResponse()
+
+    async def Allocate(self, request: pb.AllocateRequest, context: _Context) -> pb.AllocateResponse:
+        check_node(request.node)
+        check_lease(LeaseId(request.lease))
+        items = [
+            # Parsed item by item: one bad label set must not fail its neighbours.
+            Item(tuple(item.labels.labels), NumericIdentity(item.previous))
+            for item in request.items
+        ]
+        results = await self._allocator.allocate(request.node, LeaseId(request.lease), items)
+        return pb.AllocateResponse(results=[_result(result) for result in results])
+
+    async def Release(self, request: pb.ReleaseRequest, context: _Context) -> pb.ReleaseResponse:
+        check_node(request.node)
+        await release(self._store, request.node, map(NumericIdentity, request.identities))
+        return pb.ReleaseResponse()
+
+    async def Announce(self, request: pb.AnnounceRequest, context: _Context) -> pb.AnnounceResponse:
+        check_node(request.node)
+        check_lease(LeaseId(request.lease))
+        values = [_address(item) for item in request.items]
+        await self._announcer.announce(request.node, LeaseId(request.lease), values)
+        return pb.AnnounceResponse()
+
+    async def Withdraw(self, request: pb.WithdrawRequest, context: _Context) -> pb.WithdrawResponse:
+        check_node(request.node)
+        await self._announcer.withdraw(request.host_ip, request.ips)
+        return pb.WithdrawResponse()
+
+    async def GetIdentity(self, request: pb.GetIdentityRequest, context: _Context) -> pb.Identity:
+        await self._view.ready()
+        return self._identity(_allocated_anywhere(request.id))
+
+    async def ListIdentities(
+        self, request: pb.ListIdentitiesRequest, context: _Context
+    ) -> pb.ListIdentitiesResponse:
+        """`limit` 0: all. `next` 0: there are no more; else pass it as `after`."""
+        await self._view.ready()
+        try:
+            selector = Selector.parse(request.selector)
+        except label_sets.Invalid as error:
+            raise Invalid(str(error)) from None
+        # One more than asked for tells whether there is a next page.
+        limit = request.limit + 1 if request.limit else -1
+        page = self._view.chosen(selector, request.after, limit)
+        more = bool(request.limit) and len(page) > request.limit
+        shown = page[: request.limit] if more else page
+        return pb.ListIdentitiesResponse(
+            identities=[self._identity(number) for number in shown],
+            next=shown[-1] if more else 0,
+        )
+
+    def _identity(self, number: NumericIdentity) -> pb.Identity:
+        labels = self._view.labels_of(number)
+        if labels is None:
+            raise NotFound(f"identity {number} is not in use in cluster {self._cluster!r}")
+        return pb.Identity(
+            id=number,
+            labels=labels_to_wire(labels),
+            nodes=self._view.nodes_of(number),
+            scope=_shown_scope(number),
+        )
+
+
+def _allocated_anywhere(number: int) -> NumericIdentity:
+    """Raises `NotFound` for numbers that only the node which made them knows."""
+    if _shown_scope(number) == "local":
+        raise NotFound(f"identity {number} is local to one node; ask that node's agent")
+    return NumericIdentity(number)
+
+
+def _shown_scope(number: int) -> str:
+    try:
+        scope = scope_of(number)
+    except label_sets.Invalid as error:
+        raise NotFound(str(error)) from None
+    match scope:
+        case Scope.FIXED:
+            return Scope.RESERVED.value
+        case Scope.REMOTE_NODE:
+            return Scope.LOCAL.value
+        case _:
+            return scope.value
+
+
+def _result(result: Allocated | TesseraError) -> pb.AllocateResult:
+    if isinstance(result, TesseraError):
+        kind = next(kind for cls, kind in _KINDS.items() if isinstance(result, cls))
+        return pb.AllocateResult(problem=pb.Problem(kind=kind, message=str(result)))
+    return pb.AllocateResult(
+        identity=result.number,
+        labels=labels_to_wire(result.labels),
+        remapped=result.remapped,
+    )
+
+
+def _address(item: pb.Announcement) -> AddressValue:
+    return AddressValue(
+        ip=item.ip,
+        host_ip=item.host_ip,
+        number=item.identity,
+        namespace=item.namespace or UNSET,
+        name=item.name or UNSET,
+        uid=item.uid or UNSET,
+    )

@@ -1,0 +1,135 @@
+"""Node sessions: one lease per node, on which everything hangs that the node publishes.
+
+The node's own key carries the lease too; that is how a returning node proves that the lease it
+remembers is its own.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+from msgspec import Struct, field
+
+from identity import keys
+from services.identityd.announce import canonical
+from services.identityd.stats import Counts
+from services.runtime.errors import Invalid, NotFound
+from services.runtime.log import logger
+from services.store.model import NO_LEASE, KeyValue, LeaseId, Store
+
+log = logger(__name__)
+
+# Shorter ones do not survive a restart of the store; the longest is a day.
+MIN_TTL_S: Final = 5
+MAX_TTL_S: Final = 86_400
+
+_NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
+
+
+class NodeAddress(Struct, frozen=True, rename="pascal"):
+    type: str
+    ip: str = field(name="IP")
+
+
+class NodeValue(Struct, frozen=True):
+    """The node JSON of ClusterMesh. Fields that Tessera has no value for are sent empty, as a
+    node without them would."""
+
+    name: str = field(name="Name")
+    cluster: str = field(name="Cluster")
+    addresses: tuple[NodeAddress, ...] = field(name="IPAddresses")
+    ipv4_cidr: None = field(name="IPv4AllocCIDR", default=None)
+    ipv4_more_cidrs: None = field(name="IPv4SecondaryAllocCIDRs", default=None)
+    ipv6_cidr: None = field(name="IPv6AllocCIDR", default=None)
+    ipv6_more_cidrs: None = field(name="IPv6SecondaryAllocCIDRs", default=None)
+    ipv4_health: str = field(name="IPv4HealthIP", default="")
+    ipv6_health: str = field(name="IPv6HealthIP", default="")
+    ipv4_ingress: str = field(name="IPv4IngressIP", default="")
+    ipv6_ingress: str = field(name="IPv6IngressIP", default="")
+    cluster_id: int = field(name="ClusterID", default=0)
+    source: str = field(name="Source", default="custom-resource")
+    encryption_key: int = field(name="EncryptionKey", default=0)
+    labels: dict[str, str] = field(name="Labels", default_factory=dict)
+    annotations: None = field(name="Annotations", default=None)
+    wireguard_key: str = field(name="WireguardPubKey", default="")
+    boot_id: str = field(name="BootID", default="")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    lease: LeaseId
+    ttl_s: int
+    resumed: bool
+
+
+class Sessions:
+    def __init__(
+        self, store: Store, counts: Counts, *, cluster: str, cluster_id: int, ttl_s: int
+    ) -> None:
+        self._store = store
+        self._counts = counts
+        self._cluster = cluster
+        self._cluster_id = cluster_id
+        self._ttl_s = ttl_s
+
+    async def open(self, node: str, previous: LeaseId, ttl_s: int, internal_ip: str) -> Session:
+        """`previous`, if alive and this node's, is kept: references and announcements stay."""
+        check_node(node)
+        value = self._node_value(node, internal_ip)
+        ttl_s = ttl_s or self._ttl_s
+        if not MIN_TTL_S <= ttl_s <= MAX_TTL_S:
+            raise Invalid(f"session ttl_s {ttl_s} is not within {MIN_TTL_S}..{MAX_TTL_S}")
+        registered = await self._store.get(keys.node_key(self._cluster, node))
+        session = await self._resume(registered, previous)
+        if session is None:
+            session = Session(await self._store.grant(ttl_s), ttl_s, resumed=False)
+        if not session.resumed or registered is None or registered.value != value:
+            await self._store.put(keys.node_key(self._cluster, node), value, session.lease)
+        self._counts.sessions += 1
+        state = "resumed" if session.resumed else "new"
+        log.info("session.opened", node=node, lease=session.lease, state=state)
+        return session
+
+    async def _resume(self, registered: KeyValue | None, previous: LeaseId) -> Session | None:
+        if previous == NO_LEASE or registered is None or registered.lease != previous:
+            return None
+        left_s = await self._store.keep_alive(previous)
+        return Session(previous, left_s, resumed=True) if left_s > 0 else None
+
+    async def keep_alive(self, lease: LeaseId) -> int:
+        """Seconds left; 0 when the lease is gone."""
+        check_lease(lease)
+        return await self._store.keep_alive(lease)
+
+    async def close(self, node: str, lease: LeaseId) -> None:
+        """Everything that hangs on the lease disappears with it. Idempotent."""
+        check_node(node)
+        check_lease(lease)
+        try:
+            await self._store.revoke(lease)
+        except NotFound:
+            return
+        log.info("session.closed", node=node, lease=lease)
+
+    def _node_value(self, node: str, internal_ip: str) -> bytes:
+        addresses: tuple[NodeAddress, ...] = ()
+        if internal_ip:
+            addresses = (NodeAddress("InternalIP", canonical(internal_ip, "internal_ip")),)
+        value = NodeValue(node, self._cluster, addresses, cluster_id=self._cluster_id)
+        return msgspec.json.encode(value)
+
+
+def check_node(node: str) -> None:
+    if not _NODE_NAME.fullmatch(node):
+        raise Invalid(
+            f"node name {node!r} is not 1 to 253 letters, digits, '.', '_', '-' with a letter or"
+            " digit at both ends; set agent.node_name"
+        )
+
+
+def check_lease(lease: LeaseId) -> None:
+    if lease <= NO_LEASE:
+        raise Invalid(f"lease {lease} is none; open a session first and pass its lease")
