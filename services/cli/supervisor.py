@@ -112,8 +112,9 @@ class Keeper:
             return
         _signal(process, signal.SIGTERM)
         try:
-            async with asyncio.timeout(STOP_GRACE_S):
-                await process.wait()
+            # Not asyncio.timeout: within a cancelled task, where this runs, that of Python 3.11
+            # ends in CancelledError instead of TimeoutError.
+            await asyncio.wait_for(process.wait(), STOP_GRACE_S)
         except TimeoutError:
             self.report(f"{self.command.name} ignored SIGTERM for {STOP_GRACE_S:g} s: killing it")
             _signal(process, signal.SIGKILL)

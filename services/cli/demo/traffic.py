@@ -13,7 +13,7 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, cast
 
 from services.cli.demo.netns import Netns
 from services.cli.demo.scenario import Seen
@@ -61,8 +61,8 @@ class _TcpEcho(asyncio.Protocol):
 
 class _UdpEcho(asyncio.DatagramProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        # asyncio's own transport is none by inheritance (3.11), only by its methods.
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str | int, int]) -> None:
         self._transport.sendto(data, addr)
