@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from datapath.loader import Datapath
+from datapath.maps.conntrack import forget_address
 from datapath.maps.layout import (
+    CtEntry,
+    CtFlags,
+    CtKey,
+    CtSide,
     Event,
     IpcacheEntry,
     LocalEndpoint,
@@ -105,6 +110,15 @@ def test_every_slot_exists_and_deleting_resets_it(tables: Tables) -> None:
     assert tables.policy_slot.get(7) == PolicySlot(5)
     tables.policy_slot.delete_many([7])
     assert tables.policy_slot.get(7) == PolicySlot(0)
+
+
+def test_flows_of_an_address_are_forgotten_and_no_others(tables: Tables) -> None:
+    side = CtSide(0, 0, 1, 0, Verdict.ALLOW)
+    entry = CtEntry(1, (1, 1), (9, 9), CtFlags(0), 5, 6, side, side)
+    rows = {CtKey((n, 100 + n % 4), (80, 4000), 6): entry for n in range(40)}
+    tables.ct4.put_many(rows)
+    assert forget_address(tables.ct4, 101) == 10
+    assert {key.addr[1] for key, _ in tables.ct4.items()} == {100, 102, 103}
 
 
 def test_the_node_config_is_row_0(tables: Tables) -> None:
