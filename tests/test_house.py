@@ -86,7 +86,9 @@ def test_what_is_installed_is_what_is_pinned():
     assert wrong == {}
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("deploy/systemd/*.service")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("deploy/systemd/*.service")), ids=lambda p: p.name
+)
 def test_a_unit_starts_a_command_that_exists(path):
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str

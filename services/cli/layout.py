@@ -105,11 +105,6 @@ def configured_etcd(user: Table) -> tuple[str, ...]:
     return tuple(str(one) for one in endpoints) if isinstance(endpoints, list) else ()
 
 
-def api_url(config: Table) -> str:
-    listen = str(section(config, "apid")["listen"])
-    return listen if listen.startswith("unix://") else f"http://{listen}"
-
-
 def table(config: Table, name: str) -> Table:
     found = config.get(name, {})
     if not isinstance(found, dict):

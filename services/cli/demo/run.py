@@ -121,9 +121,8 @@ async def _staged(doors: Doors, tell: Say) -> Report:
         tell(f"{len(scenario.WORKLOADS)} endpoints are ready")
         notes = await asyncio.to_thread(_apply, doors.server)
         tell(f"{len(scenario.manifests())} policy files applied and realised")
-        shots = await _shoot(doors, stations, addresses)
-        flows = await _collect(doors.agent, shots)
-    return Report(tuple(evidence.row(shot, flows) for shot in shots), notes)
+        rows = await _probe(doors, stations, addresses)
+    return Report(rows, notes)
 
 
 # ------------------------------------------------------------------ whose objects
@@ -225,28 +224,38 @@ def _apply(server: Client) -> tuple[str, ...]:
 # ------------------------------------------------------------------ probing
 
 
-async def _shoot(
+async def _probe(
     doors: Doors, stations: Mapping[str, Station], addresses: Mapping[str, str]
-) -> tuple[Shot, ...]:
+) -> tuple[Row, ...]:
     shots: dict[int, Shot] = {}
 
     async def one(at: int, probe: Probe) -> None:
         target = addresses[probe.target]
-        sent = await _send(probe, stations[probe.source], target)
-        shots[at] = Shot(probe, sent, target)
+        shots[at] = Shot(probe, await _send(probe, stations[probe.source], target), target)
 
     stream = scenario.STREAM
     target = addresses[stream.target]
     with Talk(stations[stream.source], socket.SOCK_STREAM) as talk:
         opened = await talk.open(target, stream.port, traffic.PATIENCE_S)
         await _all(one(at, probe) for at, probe in enumerate(scenario.PROBES))
+        before = (*(shots[at] for at in sorted(shots)), Shot(stream, opened, target, "kept open"))
+        # Before the policy goes: the node names a flow's rule only while it has the rule.
+        rows = await _explained(doors.agent, before)
         await asyncio.to_thread(_withdraw, doors.server)
         cut = await talk.ask(traffic.SILENCE_S)
-    return (
-        *(shots[at] for at in sorted(shots)),
-        Shot(stream, opened, target, "an open connection"),
-        Shot(scenario.STREAM_CUT, cut, target, "the same connection, its allow deleted"),
-    )
+    after = Shot(scenario.STREAM_CUT, cut, target, "still open, its allow deleted")
+    return rows + await _explained(doors.agent, (after,))
+
+
+async def _explained(agent: Client, shots: Sequence[Shot]) -> tuple[Row, ...]:
+    """From the node's flows once they explain every shot, or what there is at the deadline."""
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + EVIDENCE_DEADLINE_S
+    flows = await asyncio.to_thread(_flows, agent)
+    while loop.time() < deadline_s and not all(evidence.explained(one, flows) for one in shots):
+        await asyncio.sleep(EVIDENCE_POLL_S)
+        flows = await asyncio.to_thread(_flows, agent)
+    return tuple(evidence.row(shot, flows) for shot in shots)
 
 
 async def _send(probe: Probe, source: Station, target: str) -> Sent:
@@ -264,21 +273,8 @@ def _withdraw(server: Client) -> None:
         raise Retry(outcome.realised_line())
 
 
-async def _collect(agent: Client, shots: Sequence[Shot]) -> tuple[Flow, ...]:
-    """The node's flows once they explain every probe, or what there is at the deadline."""
-    try:
-        async with asyncio.timeout(EVIDENCE_DEADLINE_S):
-            while True:
-                flows = await asyncio.to_thread(_flows, agent)
-                if all(evidence.explained(shot, flows) for shot in shots):
-                    return flows
-                await asyncio.sleep(EVIDENCE_POLL_S)
-    except TimeoutError:
-        return await asyncio.to_thread(_flows, agent)
-
-
 def _flows(agent: Client) -> tuple[Flow, ...]:
-    return tuple(decode_line(line) for line in agent.lines("/v1/events", {"last": 10_000}))
+    return tuple(decode_line(line) for line in agent.lines("/v1/events"))
 
 
 async def _all(work: Iterable[Coroutine[None, None, None]]) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.cli.layout import Layout, api_url, child_environ, dump, layout_of, node_config
+from services.cli.layout import Layout, child_environ, dump, layout_of, node_config
 from services.runtime import config
 from services.runtime.errors import Invalid
 
@@ -64,10 +64,6 @@ def test_a_run_directory_too_long_for_a_socket_is_refused_by_name():
 def test_a_section_that_is_not_a_table_is_refused():
     with pytest.raises(Invalid, match=r"\[agent\] must be a table"):
         node_config({"agent": 3}, LAYOUT, ["e:1"])
-
-
-def test_the_api_url_is_what_a_client_can_dial():
-    assert api_url(node_config({}, LAYOUT, ["e:1"])) == "http://127.0.0.1:7400"
 
 
 def test_children_do_not_inherit_the_command_lines_own_variables():
