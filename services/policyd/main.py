@@ -45,7 +45,8 @@ class Policyd:
     def __init__(self, store: Store, clock: Clock) -> None:
         self.store = store
         self.pulse = Pulse()
-        self.state = State(Resolver(ResolverSettings()))
+        # Whether a node's own host is let in is that node's configuration; its agent adds it.
+        self.state = State(Resolver(ResolverSettings(allow_localhost=False)))
         self.distributor = Distributor(self.state)
         self.nodes = Nodes(self.pulse)
         self.view = View(self.state, self.distributor, self.nodes, self.pulse, clock)

@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 from tessera_wire.policy.v1.policy_pb2 import Address, Group, GroupDelta, Update
 
 from identity.numbers import NumericIdentity
-from services.policy.clauses import GroupId, RuleId
+from services.policy.clauses import FIRST_CLAUSE_RULE, GroupId, RuleId
 from services.policyd.addresses import Row
 from services.policyd.change import ChangeSet
 from services.policyd.state import State
@@ -103,7 +103,8 @@ class Payloads:
         policy = self._state.resolver.local_policy(identity)
         part = Update(local_policies=(local_policy_to_wire(policy),)).SerializeToString()
         groups = frozenset(group for clause in policy.clauses for group in clause.groups)
-        rules = frozenset(clause.rule_id for clause in policy.clauses)
+        ids = (clause.rule_id for clause in policy.clauses)
+        rules = frozenset(rule for rule in ids if rule >= FIRST_CLAUSE_RULE)
         return EncodedPolicy(part, Needs(groups, rules))
 
     def _encode_group(self, group: GroupId) -> bytes:
