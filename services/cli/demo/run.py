@@ -120,7 +120,7 @@ async def _staged(doors: Doors, tell: Say) -> Report:
         addresses = await _add_endpoints(doors, stations)
         tell(f"{len(scenario.WORKLOADS)} endpoints are ready")
         notes = await asyncio.to_thread(_apply, doors.server)
-        tell(f"{len(scenario.manifests())} policy files applied and realised")
+        tell("every policy is applied and realised")
         rows = await _probe(doors, stations, addresses)
     return Report(rows, notes)
 
@@ -210,13 +210,14 @@ async def _add_endpoints(doors: Doors, stations: Mapping[str, Station]) -> dict[
 
 
 def _apply(server: Client) -> tuple[str, ...]:
-    """What the server remarked, such as a policy it keeps but does not enforce yet."""
-    request = Request(scenario.manifests(), "default", scenario.AUTHOR)
-    outcome = apply_all(server, request, "", REALISED_DEADLINE_S)
-    if outcome.refused:
-        raise Invalid("; ".join(str(problem) for problem in outcome.problems))
-    if outcome.failed:
-        raise Retry(outcome.realised_line())
+    """What the server keeps but does not enforce yet, in its own words."""
+    for namespace, files in scenario.manifests().items():
+        request = Request(files, namespace, scenario.AUTHOR)
+        outcome = apply_all(server, request, "", REALISED_DEADLINE_S)
+        if outcome.refused:
+            raise Invalid("; ".join(str(problem) for problem in outcome.problems))
+        if outcome.failed:
+            raise Retry(outcome.realised_line())
     stored = _policies(server)
     return tuple(f"{one}: {one.state}" for one in stored if one.state not in ("", "enforced"))
 

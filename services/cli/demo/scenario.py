@@ -122,8 +122,16 @@ STREAM_CUT = Probe("shop/frontend", "shop/api", 8081, "TCP", _DROP)
 STREAM_POLICY = ("CiliumNetworkPolicy", "shop", "api-stream")
 
 
-def manifests() -> tuple[Manifest, ...]:
-    """The policies, in the order of their file names."""
+# Where a manifest that names no namespace is applied, if not in `default`: a namespaced policy
+# chooses among the workloads of its own namespace, whatever its selector says.
+NAMESPACES = {"03-vmagent-allow-desired-namespace.yaml": "vmagent-system"}
+
+
+def manifests() -> dict[str, tuple[Manifest, ...]]:
+    """The policies by the namespace to apply them in, each in the order of file names."""
     folder = resources.files(__package__) / "policies"
-    files = sorted((one for one in folder.iterdir()), key=lambda one: one.name)
-    return tuple(Manifest(one.name, one.read_bytes()) for one in files)
+    grouped: dict[str, list[Manifest]] = {}
+    for file in sorted(folder.iterdir(), key=lambda one: one.name):
+        namespace = NAMESPACES.get(file.name, "default")
+        grouped.setdefault(namespace, []).append(Manifest(file.name, file.read_bytes()))
+    return {namespace: tuple(files) for namespace, files in grouped.items()}

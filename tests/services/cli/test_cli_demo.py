@@ -1,4 +1,5 @@
 import socket
+from pathlib import Path
 
 from services.cli.demo import evidence, scenario, traffic
 from services.cli.demo.evidence import Shot
@@ -6,6 +7,7 @@ from services.cli.demo.netns import Netns
 from services.cli.demo.scenario import Probe, Seen
 from services.cli.demo.traffic import Sent, Station, Talk
 from services.flows.flow import Flow, Judge, Party
+from services.policy.parse import parse
 
 PROBE = Probe("shop/frontend", "shop/db", 5432, "TCP", Seen.DROPPED)
 HERE = Station(Netns())
@@ -105,21 +107,26 @@ def test_no_two_probes_could_be_taken_for_each_other():
     assert len(set(ends)) == len(ends)
 
 
-def test_the_manifests_are_valid_as_an_operator_would_apply_them():
-    from services.policy.parse import parse
-
-    manifests = scenario.manifests()
-    assert len(manifests) == 12
-    for manifest in manifests:
-        parsed = parse(manifest.text, manifest.source, "default")
-        assert not parsed.problems, (manifest.source, parsed.problems)
+def test_the_manifests_are_accepted_as_an_operator_would_apply_them():
+    applied = [
+        (namespace, file) for namespace, files in scenario.manifests().items() for file in files
+    ]
+    assert len(applied) == 12
+    for namespace, file in applied:
+        parsed = parse(file.text, file.source, namespace)
+        assert not parsed.refused, parsed.problems
         assert parsed.policies
 
 
-def test_the_seed_policies_are_applied_exactly_as_they_are():
-    from pathlib import Path
+def test_a_policy_chooses_the_namespace_it_is_applied_in():
+    for namespace, files in scenario.manifests().items():
+        for file in files:
+            problems = parse(file.text, file.source, namespace).problems
+            assert not [one for one in problems if "is not the policy's own" in one.message]
 
+
+def test_the_seed_policies_are_applied_exactly_as_they_are():
     seed = Path(__file__).parents[2] / "policies" / "seed"
-    ours = {manifest.source: manifest.text for manifest in scenario.manifests()}
+    ours = {file.source: file.text for files in scenario.manifests().values() for file in files}
     for path in seed.iterdir():
         assert ours[path.name] == path.read_bytes()
