@@ -391,6 +391,9 @@ class Enforcement:
         apply(ops, self._tables)
 
     def _hold(self, ifindex: int, row: Endpoint) -> None:
+        before = self._endpoints.get(ifindex)
+        if before is not None:
+            self._users[NumericIdentity(before.identity)] -= 1
         self._endpoints[ifindex] = row
         self._users[NumericIdentity(row.identity)] += 1
 

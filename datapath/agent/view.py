@@ -115,6 +115,9 @@ class _Table(Generic[K, V]):
 
 _NOBODY = BitMap()
 
+# Rules that are gone but that flows of the recent past name.
+RETIRED_RULES = 4096
+
 
 class View:
     """Mutable holder of the newest state; `apply` is its only writer."""
@@ -133,6 +136,7 @@ class View:
         self._groups = _Table[GroupId, BitMap](groups or {})
         self._rules = _Table[RuleId, RuleSource](rules or {})
         self._addresses = _Table[str, Address](addresses or {})
+        self._retired: dict[RuleId, RuleSource] = {}
 
     @property
     def locals(self) -> Mapping[NumericIdentity, LocalPolicy]:
@@ -149,6 +153,11 @@ class View:
     @property
     def addresses(self) -> Mapping[str, Address]:
         return self._addresses.rows
+
+    def rule(self, rule_id: int) -> RuleSource | None:
+        """Also of a rule that was taken back lately."""
+        wanted = RuleId(rule_id)
+        return self._rules.rows.get(wanted) or self._retired.get(wanted)
 
     def apply(self, batch: Sequence[Update]) -> ViewChange:
         """`batch`: the messages up to and including the first without `more`."""
@@ -203,5 +212,15 @@ class View:
             groups=groups,
             addresses_put=tuple(put),
             addresses_removed=tuple(removed),
-            rules=any(True for _ in self._rules.changes()),
+            rules=self._rules_changed(),
         )
+
+    def _rules_changed(self) -> bool:
+        changed = False
+        for rule_id, before, after in self._rules.changes():
+            changed = True
+            if after is None and before is not None:
+                self._retired[rule_id] = before
+        while len(self._retired) > RETIRED_RULES:
+            del self._retired[next(iter(self._retired))]
+        return changed

@@ -1,0 +1,231 @@
+"""What the agent keeps on disk, to work on after a restart while the control plane is away.
+
+    <state_dir>/endpoints.ckpt   endpoints and the session's lease; written with every change
+    <state_dir>/view.ckpt        the view; written some time after it changed
+
+A file is one msgpack value behind a header with format version and checksum, replaced as a whole
+(write aside, fsync, rename, fsync the folder): a reader finds the old one or the new one. A file
+that fails its checks is renamed to *.corrupt and reported. Slot and class numbers are not kept
+here: the tables tell them, and cannot be out of step with themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgpack
+from pyroaring import BitMap
+
+from datapath.agent.record import EndpointRecord, State
+from datapath.agent.view import Address, View
+from identity.numbers import NumericIdentity
+from services.policy.clauses import (
+    Action,
+    Clause,
+    Direction,
+    GroupId,
+    LocalPolicy,
+    PolicyRef,
+    PortRange,
+    RuleId,
+    RuleSource,
+)
+from services.runtime.log import logger
+
+log = logger(__name__)
+
+ENDPOINTS_FILE = "endpoints.ckpt"
+VIEW_FILE = "view.ckpt"
+
+_HEADER = struct.Struct("<4sHxxIQ")  # magic, version, crc32, length
+_MAGIC = b"TSRA"
+_VERSION = 1
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """`next_id`: endpoint ids are not used again, so that a late event names nobody else."""
+
+    next_id: int = 1
+    lease: int = 0
+    endpoints: tuple[EndpointRecord, ...] = ()
+
+
+class Damaged(ValueError):
+    """The file is not what was written."""
+
+
+# ------------------------------------------------------------------ files
+
+
+def write(path: Path, payload: bytes) -> None:
+    """Blocks for two fsyncs."""
+    header = _HEADER.pack(_MAGIC, _VERSION, zlib.crc32(payload), len(payload))
+    aside = path.with_suffix(".tmp")
+    with aside.open("wb") as file:
+        file.write(header + payload)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read(path: Path) -> bytes | None:
+    """None: there is no such file. Raises `Damaged`."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    if len(data) < _HEADER.size:
+        raise Damaged("it is shorter than its header")
+    magic, version, checksum, length = _HEADER.unpack_from(data)
+    payload = data[_HEADER.size :]
+    if magic != _MAGIC:
+        raise Damaged("it does not begin like a checkpoint")
+    if version != _VERSION:
+        raise Damaged(f"it has format {version}, this agent reads {_VERSION}")
+    if len(payload) != length or zlib.crc32(payload) != checksum:
+        raise Damaged("its checksum does not match")
+    return payload
+
+
+def load_journal(folder: Path) -> Journal | None:
+    """None: none was written, or it was damaged and set aside."""
+    payload = _load(folder / ENDPOINTS_FILE)
+    return None if payload is None else _journal(payload)
+
+
+def load_view(folder: Path) -> View | None:
+    payload = _load(folder / VIEW_FILE)
+    return None if payload is None else _view(payload)
+
+
+def _load(path: Path) -> Any:  # noqa: ANN401  the decoded msgpack value
+    try:
+        payload = read(path)
+        if payload is None:
+            return None
+        return msgpack.unpackb(payload, strict_map_key=False)
+    except (Damaged, ValueError) as error:
+        aside = path.with_suffix(".corrupt")
+        path.replace(aside)
+        log.warning(
+            "checkpoint.damaged",
+            file=str(path),
+            reason=f"{error}; set aside as {aside.name}, endpoints are taken from the kernel",
+        )
+        return None
+
+
+# ------------------------------------------------------------------ values
+
+
+def pack_journal(journal: Journal) -> bytes:
+    endpoints = [{**asdict(each), "state": each.state.value} for each in journal.endpoints]
+    return _packed((journal.next_id, journal.lease, endpoints))
+
+
+def _journal(value: Any) -> Journal:  # noqa: ANN401
+    next_id, lease, endpoints = value
+    return Journal(next_id, lease, tuple(_record(fields) for fields in endpoints))
+
+
+def _record(fields: dict[str, Any]) -> EndpointRecord:
+    return EndpointRecord(
+        **{**fields, "labels": tuple(fields["labels"]), "state": State(fields["state"])}
+    )
+
+
+def pack_view(view: View) -> bytes:
+    return _packed(
+        {
+            "revision": view.revision,
+            "locals": [_plain_policy(policy) for policy in view.locals.values()],
+            "groups": [(group, members.serialize()) for group, members in view.groups.items()],
+            "rules": [
+                (r.rule_id, _plain_ref(r.policy), r.rule_index, r.clause, r.line)
+                for r in view.rules.values()
+            ],
+            "addresses": [
+                (a.cidr, a.identity, a.node, a.namespace, a.name) for a in view.addresses.values()
+            ],
+        }
+    )
+
+
+def _view(value: Any) -> View:  # noqa: ANN401
+    policies = [_policy(fields) for fields in value["locals"]]
+    rules = [
+        RuleSource(RuleId(rule), PolicyRef(*ref), index, clause, line)
+        for rule, ref, index, clause, line in value["rules"]
+    ]
+    addresses = [Address(*fields) for fields in value["addresses"]]
+    return View(
+        revision=value["revision"],
+        locals_={policy.identity: policy for policy in policies},
+        groups={GroupId(group): BitMap.deserialize(members) for group, members in value["groups"]},
+        rules={rule.rule_id: rule for rule in rules},
+        addresses={address.cidr: address for address in addresses},
+    )
+
+
+def _plain_ref(ref: PolicyRef) -> tuple[str, str, str]:
+    return (ref.kind, ref.namespace, ref.name)
+
+
+def _plain_policy(policy: LocalPolicy) -> tuple[object, ...]:
+    clauses = [
+        (
+            int(c.direction),
+            c.groups,
+            [(p.proto, p.lo, p.hi) for p in c.ports],
+            int(c.action),
+            c.rule_id,
+        )
+        for c in policy.clauses
+    ]
+    refs = [list(map(_plain_ref, r)) for r in (policy.ingress_policies, policy.egress_policies)]
+    enforced = (policy.ingress_enforced, policy.egress_enforced)
+    return (policy.identity, *enforced, clauses, *refs)
+
+
+def _policy(fields: list[Any]) -> LocalPolicy:
+    identity, ingress, egress, clauses, ingress_refs, egress_refs = fields
+    return LocalPolicy(
+        NumericIdentity(identity),
+        ingress,
+        egress,
+        tuple(
+            Clause(
+                Direction(direction),
+                tuple(groups),
+                tuple(PortRange(*port) for port in ports),
+                Action(action),
+                RuleId(rule),
+            )
+            for direction, groups, ports, action, rule in clauses
+        ),
+        _refs(ingress_refs),
+        _refs(egress_refs),
+    )
+
+
+def _refs(values: Iterable[list[str]]) -> tuple[PolicyRef, ...]:
+    return tuple(PolicyRef(*value) for value in values)
+
+
+def _packed(value: object) -> bytes:
+    packed: bytes = msgpack.packb(value)
+    return packed

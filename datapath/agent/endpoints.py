@@ -1,0 +1,413 @@
+"""The life of an endpoint, from a namespace without a network to a judged one and back.
+
+    create                                                  delete
+    ┌ note the intent on disk                               ▲ forget it on disk
+    │ ┌ identity ──► interest ──► policy in force           │ release identity, address; withdraw
+    │ └ address ──► veth (no carrier) ──► programs          │ veth, programs, conntrack
+    │ rows ──► announce ──► carrier                         │ rows
+    ▼ note the result on disk                               ┘
+
+The two middle branches run side by side. Taking down is idempotent and serves three callers: a
+deletion, a creation that failed, and start-up finding what a killed agent left half made. What
+concerns this node is undone at once; what the control plane must be told waits for it (RELEASING).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from typing import Protocol, TypeVar
+
+from datapath.agent.record import (
+    NO_IDENTITY,
+    EndpointRecord,
+    State,
+    identity_labels,
+    outer_name,
+)
+from datapath.agent.session import Announced
+from datapath.maps.layout import Endpoint
+from identity.numbers import NumericIdentity
+from services.runtime.clock import Clock
+from services.runtime.errors import Conflict, Invalid, NotFound, Retry, TesseraError
+from services.runtime.log import logger
+
+log = logger(__name__)
+
+# Allocation, resolution and distribution of one identity take milliseconds; this is for a control
+# plane that is just starting.
+POLICY_DEADLINE_S = 15.0
+RELEASE_PAUSE_S = 2.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    namespace: str
+    name: str
+    labels: tuple[str, ...]
+    netns: str
+    interface: str
+
+
+class Identities(Protocol):
+    async def allocate(
+        self, labels: tuple[str, ...], previous: NumericIdentity = NO_IDENTITY
+    ) -> NumericIdentity: ...
+    async def reallocate(
+        self, labels: tuple[str, ...], previous: NumericIdentity
+    ) -> NumericIdentity: ...
+    async def release(self, identities: list[NumericIdentity]) -> None: ...
+    async def announce(self, items: list[Announced]) -> None: ...
+    async def withdraw(self, ips: list[str]) -> None: ...
+
+
+class Addresses(Protocol):
+    async def allocate(self, record: EndpointRecord) -> int: ...
+    async def release(self, record: EndpointRecord) -> None: ...
+
+
+class Policies(Protocol):
+    def want(self, identity: NumericIdentity) -> None: ...
+    def unwant(self, identity: NumericIdentity) -> None: ...
+    async def in_force(self, identity: NumericIdentity, timeout: float) -> None: ...
+
+
+class Rows(Protocol):
+    def add_endpoint(self, ifindex: int, row: Endpoint) -> None: ...
+    def remove_endpoint(self, ifindex: int) -> None: ...
+
+
+class Veth(Protocol):
+    @property
+    def ifindex(self) -> int: ...
+    @property
+    def mac(self) -> bytes: ...
+    @property
+    def host_mac(self) -> bytes: ...
+
+
+class Machine(Protocol):
+    """The kernel, but for the policy tables; every call blocks, and runs in a thread."""
+
+    def netns_exists(self, netns: str) -> bool: ...
+    def create_veth(self, record: EndpointRecord, address: IPv4Address) -> Veth: ...
+    def attach(self, ifindex: int, outer: str) -> None: ...
+    def set_up(self, outer: str, address: IPv4Address, mac: bytes) -> None: ...
+    def delete_veth(self, outer: str) -> bool: ...
+    def detach(self, outer: str) -> None: ...
+    def forget_flows(self, address: int) -> int: ...
+
+
+class Endpoints:
+    """`save` writes the records to disk and returns when they are there."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        identities: Identities,
+        addresses: Addresses,
+        policies: Policies,
+        rows: Rows,
+        machine: Machine,
+        save: Callable[[], Awaitable[None]],
+        clock: Clock,
+        next_id: int = 1,
+        records: Iterable[EndpointRecord] = (),
+    ) -> None:
+        self._node = node
+        self._identities = identities
+        self._addresses = addresses
+        self._policies = policies
+        self._rows = rows
+        self._machine = machine
+        self._save = save
+        self._clock = clock
+        self.next_id = next_id
+        self._records = {record.key: record for record in records}
+        self._busy: set[tuple[str, str]] = set()
+        # An identity between "nobody here uses it" and "the control plane knows".
+        self._letting_go: dict[NumericIdentity, asyncio.Event] = {}
+        self._interests: dict[tuple[str, str], NumericIdentity] = {}
+        for record in self._records.values():
+            if record.state is State.READY:
+                self._want(record.key, record.identity)
+
+    # -------------------------------------------------------------- questions
+
+    @property
+    def records(self) -> tuple[EndpointRecord, ...]:
+        return tuple(self._records.values())
+
+    def find(self, ref: str) -> EndpointRecord:
+        """`ref`: a number, or namespace/name. Raises `NotFound`."""
+        for record in self._records.values():
+            if ref in (str(record.id), record.ref) and record.state is not State.RELEASING:
+                return record
+        raise NotFound(f"no endpoint {ref} on this node; see GET /v1/endpoints")
+
+    # -------------------------------------------------------------- create
+
+    async def create(self, wanted: Wanted) -> EndpointRecord:
+        """Raises `Invalid`, `Conflict`, `Retry`, `Exhausted`; then nothing of it is left."""
+        record = await self._admit(wanted)
+        self._busy.add(record.key)
+        try:
+            made = await self._make(record)
+        finally:
+            self._busy.discard(record.key)
+        log.info(
+            "endpoint.created",
+            endpoint=made.ref,
+            identity=made.identity,
+            address=made.ip,
+            interface=made.outer,
+        )
+        return made
+
+    async def _admit(self, wanted: Wanted) -> EndpointRecord:
+        key = (wanted.namespace, wanted.name)
+        if not await asyncio.to_thread(self._machine.netns_exists, wanted.netns):
+            raise Invalid(
+                f"no network namespace {wanted.netns}: make it with `ip netns add NAME`, or give "
+                "the path of one"
+            )
+        held = self._records.get(key)
+        if held is not None and held.state is State.RELEASING and key not in self._busy:
+            await self._finish(held)
+            held = self._records.get(key)
+        if held is not None:
+            raise Conflict(
+                f"endpoint {held.ref} exists already (number {held.id}); delete it first"
+            )
+        for other in self._records.values():
+            if (other.netns, other.interface) == (wanted.netns, wanted.interface):
+                taken = f"interface {wanted.interface} of {wanted.netns}"
+                raise Conflict(f"{taken} belongs to endpoint {other.ref}")
+        record = EndpointRecord(
+            id=self.next_id,
+            namespace=wanted.namespace,
+            name=wanted.name,
+            labels=identity_labels(wanted.namespace, wanted.labels),
+            netns=wanted.netns,
+            interface=wanted.interface,
+            outer=outer_name(self._node, wanted.namespace, wanted.name),
+            state=State.CREATING,
+        )
+        self.next_id += 1
+        self._records[key] = record
+        return record
+
+    async def _make(self, record: EndpointRecord) -> EndpointRecord:
+        """Both branches run to their end even when one fails, so that what they made is known."""
+        async with asyncio.TaskGroup() as group:
+            noted = group.create_task(_outcome(self._save()))
+            policy = group.create_task(_outcome(self._identify(record)))
+            wire = group.create_task(_outcome(self._connect(record)))
+        identity, veth = policy.result(), wire.result()
+        made = self._records[record.key]
+        if not isinstance(veth, TesseraError):
+            made = replace(
+                made,
+                address=veth.address,
+                ifindex=veth.ifindex,
+                mac=veth.mac,
+                host_mac=veth.host_mac,
+            )
+        self._records[record.key] = made
+        try:
+            for outcome in (identity, veth, noted.result()):
+                if isinstance(outcome, TesseraError):
+                    raise outcome
+            return await self._open(replace(made, state=State.READY))
+        except TesseraError:
+            await self._take_down(self._records[record.key])
+            raise
+
+    async def _identify(self, record: EndpointRecord) -> NumericIdentity:
+        identity = await self._identities.allocate(record.labels)
+        while identity in self._letting_go:
+            await self._letting_go[identity].wait()
+            identity = await self._identities.allocate(record.labels)
+        self._records[record.key] = replace(self._records[record.key], identity=identity)
+        self._want(record.key, identity)
+        await self._policies.in_force(identity, POLICY_DEADLINE_S)
+        return identity
+
+    async def _connect(self, record: EndpointRecord) -> EndpointRecord:
+        address = await self._addresses.allocate(record)
+        veth = await asyncio.to_thread(self._machine.create_veth, record, IPv4Address(address))
+        await asyncio.to_thread(self._machine.attach, veth.ifindex, record.outer)
+        return replace(
+            record,
+            address=address,
+            ifindex=veth.ifindex,
+            mac=veth.mac,
+            host_mac=veth.host_mac,
+        )
+
+    async def _open(self, made: EndpointRecord) -> EndpointRecord:
+        await self._write_rows(made)
+        self._records[made.key] = made
+        await self._identities.announce([announced(made)])
+        await asyncio.to_thread(
+            self._machine.set_up, made.outer, IPv4Address(made.address), made.mac
+        )
+        await self._save()
+        return made
+
+    async def _write_rows(self, made: EndpointRecord) -> None:
+        deadline_s = self._clock.monotonic_s() + POLICY_DEADLINE_S
+        while True:
+            try:
+                return self._rows.add_endpoint(made.ifindex, made.row())
+            except Retry:
+                # The identity's last other endpoint went away in this very moment.
+                left_s = deadline_s - self._clock.monotonic_s()
+                if left_s <= 0:
+                    raise
+                await self._policies.in_force(made.identity, left_s)
+
+    # -------------------------------------------------------------- delete
+
+    async def delete(self, ref: str) -> EndpointRecord:
+        """Raises `NotFound`, `Conflict` while it is being created or deleted."""
+        record = self.find(ref)
+        if record.key in self._busy:
+            raise Conflict(f"endpoint {record.ref} is being created or deleted; ask again later")
+        self._busy.add(record.key)
+        try:
+            await self._take_down(record)
+        finally:
+            self._busy.discard(record.key)
+        log.info("endpoint.deleted", endpoint=record.ref, identity=record.identity)
+        return record
+
+    async def _take_down(self, record: EndpointRecord) -> None:
+        """Idempotent. Rows first: nobody reaches an endpoint whose interface is being removed."""
+        if record.ifindex:
+            self._rows.remove_endpoint(record.ifindex)
+        leaving = replace(record, state=State.RELEASING)
+        self._records[record.key] = leaving
+        await asyncio.to_thread(self._unplug, record)
+        self._unwant(record.key)
+        try:
+            await self._finish(leaving)
+        except TesseraError as error:
+            log.warning("endpoint.release_waits", endpoint=record.ref, error=str(error))
+            await self._save()
+
+    def _unplug(self, record: EndpointRecord) -> None:
+        self._machine.detach(record.outer)
+        self._machine.delete_veth(record.outer)
+        if record.address:
+            self._machine.forget_flows(record.address)
+
+    async def _finish(self, leaving: EndpointRecord) -> None:
+        """Tells the control plane; raises what it raises, and the record stays."""
+        if leaving.address:
+            await self._identities.withdraw([leaving.ip])
+        await self._addresses.release(leaving)
+        if leaving.identity:
+            await self._let_go(leaving)
+        del self._records[leaving.key]
+        await self._save()
+
+    async def _let_go(self, leaving: EndpointRecord) -> None:
+        identity = leaving.identity
+        others = (r for r in self._records.values() if r.key != leaving.key)
+        if identity in self._letting_go or any(r.labels == leaving.labels for r in others):
+            return
+        done = self._letting_go[identity] = asyncio.Event()
+        try:
+            await self._identities.release([identity])
+        finally:
+            del self._letting_go[identity]
+            done.set()
+
+    async def tidy(self, present: Callable[[EndpointRecord], bool]) -> None:
+        """Until cancelled: clears what an earlier run left, then tells the control plane what it
+        could not be told at once."""
+        await self.clear_leftovers(present)
+        while True:
+            for record in self.records:
+                if record.state is State.RELEASING and record.key not in self._busy:
+                    self._busy.add(record.key)
+                    try:
+                        await self._finish(record)
+                    except TesseraError:
+                        break
+                    finally:
+                        self._busy.discard(record.key)
+            await self._clock.sleep(RELEASE_PAUSE_S)
+
+    # -------------------------------------------------------------- after a break
+
+    async def clear_leftovers(self, present: Callable[[EndpointRecord], bool]) -> None:
+        """Start-up: take down what was half made, and what vanished while the agent was away."""
+        for record in self.records:
+            if record.state is State.RELEASING:
+                continue
+            if record.state is State.CREATING or not present(record):
+                log.warning(
+                    "endpoint.cleared",
+                    endpoint=record.ref,
+                    reason="half made" if record.state is State.CREATING else "interface is gone",
+                )
+                await self._take_down(record)
+
+    async def republish(self) -> None:
+        """After a lost lease: references and announcements again, before anybody misses them."""
+        ready = [record for record in self.records if record.state is State.READY]
+        numbers: dict[tuple[str, ...], NumericIdentity] = {}
+        for record in ready:
+            if record.labels and record.labels not in numbers:
+                numbers[record.labels] = await self._identities.reallocate(
+                    record.labels, record.identity
+                )
+        for record in ready:
+            number = numbers.get(record.labels, record.identity)
+            if number != record.identity:
+                await self._renumber(record, number)
+        now = [announced(r) for r in self.records if r.state is State.READY]
+        if now:
+            await self._identities.announce(now)
+
+    async def _renumber(self, record: EndpointRecord, identity: NumericIdentity) -> None:
+        """The old number stays in force until the new one's policy is in the tables."""
+        log.warning("endpoint.renumbered", endpoint=record.ref, identity=identity)
+        self._policies.want(identity)
+        try:
+            await self._policies.in_force(identity, POLICY_DEADLINE_S)
+            made = replace(record, identity=identity)
+            self._rows.add_endpoint(made.ifindex, made.row())
+            self._records[record.key] = made
+            self._unwant(record.key)
+            self._want(record.key, identity)
+        finally:
+            self._policies.unwant(identity)
+        await self._save()
+
+    def _want(self, key: tuple[str, str], identity: NumericIdentity) -> None:
+        self._interests[key] = identity
+        self._policies.want(identity)
+
+    def _unwant(self, key: tuple[str, str]) -> None:
+        identity = self._interests.pop(key, None)
+        if identity is not None:
+            self._policies.unwant(identity)
+
+
+def announced(record: EndpointRecord) -> Announced:
+    return Announced(record.ip, record.identity, record.namespace, record.name)
+
+
+async def _outcome(work: Awaitable[T]) -> T | TesseraError:
+    try:
+        return await work
+    except TesseraError as error:
+        return error

@@ -1,0 +1,59 @@
+"""When checkpoints are written: the endpoints at once, the view some time after it changed.
+
+Writing happens in a thread; changes that arrive meanwhile are in the next write, so a burst of
+endpoints shares two writes, and `save` returns only when what was there at its call is on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from datapath.agent import checkpoint
+from datapath.agent.checkpoint import ENDPOINTS_FILE, VIEW_FILE, Journal
+from datapath.agent.view import View
+from services.runtime.clock import Clock
+
+# The view can be large and changes often; what a restart lacks, the tables tell.
+VIEW_PAUSE_S = 2.0
+
+
+class Keeper:
+    def __init__(
+        self, folder: Path, journal: Callable[[], Journal], view: View, clock: Clock
+    ) -> None:
+        self._folder = folder
+        self._journal = journal
+        self._view = view
+        self._clock = clock
+        self._writing = asyncio.Lock()
+        self._asked = 0
+        self._saved = 0
+        self._view_changed = asyncio.Event()
+
+    async def save(self) -> None:
+        """The journal, as it is now or later."""
+        self._asked += 1
+        mine = self._asked
+        async with self._writing:
+            if self._saved >= mine:
+                return
+            covers, packed = self._asked, checkpoint.pack_journal(self._journal())
+            await asyncio.to_thread(checkpoint.write, self._folder / ENDPOINTS_FILE, packed)
+            self._saved = covers
+
+    def view_changed(self) -> None:
+        self._view_changed.set()
+
+    async def run(self) -> None:
+        """Until cancelled; then the view is written once more."""
+        try:
+            while True:
+                await self._view_changed.wait()
+                await self._clock.sleep(VIEW_PAUSE_S)
+                self._view_changed.clear()
+                packed = checkpoint.pack_view(self._view)
+                await asyncio.to_thread(checkpoint.write, self._folder / VIEW_FILE, packed)
+        finally:
+            checkpoint.write(self._folder / VIEW_FILE, checkpoint.pack_view(self._view))

@@ -1,0 +1,39 @@
+"""The kernel as endpoints.py sees it: interfaces, programs and tracked flows. Every call blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from datapath import links
+from datapath.agent.record import EndpointRecord
+from datapath.links import VethInfo
+from datapath.loader import Datapath
+
+
+@dataclass(frozen=True, slots=True)
+class NodeMachine:
+    datapath: Datapath
+
+    def netns_exists(self, netns: str) -> bool:
+        return links.netns_exists(netns)
+
+    def create_veth(self, record: EndpointRecord, address: IPv4Address) -> VethInfo:
+        return links.create_veth(record.netns, record.interface, record.outer, address)
+
+    def attach(self, ifindex: int, outer: str) -> None:
+        self.datapath.attach(ifindex, outer)
+
+    def set_up(self, outer: str, address: IPv4Address, mac: bytes) -> None:
+        links.set_up(outer, address, mac)
+
+    def delete_veth(self, outer: str) -> bool:
+        return links.delete_veth(outer)
+
+    def detach(self, outer: str) -> None:
+        self.datapath.detach(outer)
+
+    def forget_flows(self, address: int) -> int:
+        """Tracked flows from or to `address`; how many there were."""
+        table = self.datapath.tables.ct4
+        return table.delete_many([key for key, _ in table.items() if address in key.addr])

@@ -1,0 +1,244 @@
+"""The node agent: `python -m datapath.agent.main --config FILE`, or `tessera agent`.
+
+    policyd ══► Subscription ══► Enforcement ══► BPF maps ◄── programs on every veth
+                 ▲ interest        ▲ rows                        │
+    identityd ◄═ Session ◄──┐      │                             │ event ring
+    ipamd ◄═ Addressing ◄─ Endpoints ──► links, loader           ▼
+                              ▲        └──► Keeper ──► disk    EventLog
+                              └── Api on agent.sock ◄────────────┘
+
+Start: lock, checkpoint, programs and maps, take over what the kernel enforces, API, then the
+streams. Nothing before the streams needs the control plane. Stop: the streams end, the view is
+written; programs, maps and interfaces stay, and go on judging.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from tessera_wire.identity.v1.identity_pb2_grpc import IdentityServiceStub
+from tessera_wire.ipam.v1.ipam_pb2_grpc import IpamServiceStub
+from tessera_wire.policy.v1.policy_pb2_grpc import PolicyDistributionStub
+
+from datapath import links
+from datapath.agent import api, checkpoint, recovery
+from datapath.agent.addressing import Addressing
+from datapath.agent.checkpoint import Journal
+from datapath.agent.endpoints import Endpoints
+from datapath.agent.enforcement import Enforcement
+from datapath.agent.events import EventLog, Explainer
+from datapath.agent.keeper import Keeper
+from datapath.agent.machine import NodeMachine
+from datapath.agent.record import EndpointRecord, State
+from datapath.agent.session import Session
+from datapath.agent.status import Status
+from datapath.agent.subscribe import Subscription
+from datapath.agent.view import View
+from datapath.loader import Datapath
+from datapath.maps.layout import NodeConfig
+from datapath.maps.tables import Sizes
+from services.runtime.clock import Clock, SystemClock
+from services.runtime.config import AgentConfig
+from services.runtime.errors import Unusable
+from services.runtime.log import logger
+from services.runtime.process import load_or_exit, run, serve_metrics
+from services.wire.client import channel
+
+log = logger(__name__)
+
+OBJECT = Path(__file__).parent.parent / "bpf" / "tessera.o"
+OWN_ADDRESSES_PAUSE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What an earlier run left: on disk, and in the kernel."""
+
+    journal: Journal
+    view: View
+    datapath: Datapath
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config = load_or_exit("agent", AgentConfig, sys.argv[1:] if argv is None else argv)
+    run("agent", config, lambda: agent(config))
+
+
+async def agent(config: AgentConfig) -> None:
+    clock = SystemClock()
+    with api.only_agent(Path(config.run_dir)):
+        restored = restore(config)
+        try:
+            await serve(config, clock, restored)
+        finally:
+            restored.datapath.close()
+
+
+def restore(config: AgentConfig) -> Restored:
+    """Checks the machine, reads the checkpoint, loads programs and maps. Raises `Unusable` in one
+    line that says what to do."""
+    if os.geteuid() != 0:
+        raise Unusable("the agent needs root (CAP_BPF, CAP_NET_ADMIN): run it as root")
+    state_dir = Path(config.state_dir)
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise Unusable(f"cannot make [agent] state_dir {state_dir}: {error.strerror}") from None
+    if config.attach not in ("auto", "tcx", "clsact"):
+        raise Unusable(f"[agent] attach is {config.attach!r}: choose auto, tcx or clsact")
+    sizes = Sizes(policy_peer_max=config.policy_peer_max, events_bytes=config.events_bytes)
+    view = checkpoint.load_view(state_dir) or View()
+    journal = checkpoint.load_journal(state_dir)
+    loaded = Datapath.open(
+        Path(config.bpf_object) if config.bpf_object else OBJECT,
+        Path(config.bpf_dir),
+        sizes,
+        attach=config.attach,  # type: ignore[arg-type]  # checked above
+        log_dir=state_dir,
+    )
+    links.ensure_forwarding()
+    if journal is None:
+        rows = dict(loaded.tables.endpoints.items())
+        journal = recovery.adopt(rows, view, recovery.interfaces())
+    return Restored(journal, view, loaded)
+
+
+async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
+    started_s = clock.monotonic_s()
+    loaded, view, journal = restored.datapath, restored.view, restored.journal
+    node, jitter = config.node_name, random.Random()
+    own = links.node_addresses()
+    node_ip = config.node_ip or _first(own)
+
+    enforcement = Enforcement(
+        loaded.tables,
+        view,
+        own_nodes=frozenset((node, node_ip)),
+        allow_localhost=config.allow_localhost,
+    )
+    take_over(enforcement, loaded, journal, own, node_ip)
+
+    async with AsyncExitStack() as stack:
+        to_identityd = await stack.enter_async_context(channel(config.identityd))
+        to_ipamd = await stack.enter_async_context(channel(config.ipamd))
+        to_policyd = await stack.enter_async_context(channel(config.policyd))
+
+        session = Session(
+            IdentityServiceStub(to_identityd),
+            node=node,
+            node_ip=node_ip,
+            previous_lease=journal.lease,
+            republish=lambda: endpoints.republish(),
+            on_lease=lambda: keeper.save(),
+            clock=clock,
+            jitter=jitter,
+        )
+        keeper = Keeper(
+            Path(config.state_dir),
+            lambda: Journal(endpoints.next_id, session.lease, endpoints.records),
+            view,
+            clock,
+        )
+        subscription = Subscription(
+            PolicyDistributionStub(to_policyd),
+            config.policyd,
+            node=node,
+            enforcement=enforcement,
+            clock=clock,
+            jitter=jitter,
+            on_realised=lambda _: keeper.view_changed(),
+        )
+        endpoints = Endpoints(
+            node=node,
+            identities=session,
+            addresses=Addressing(IpamServiceStub(to_ipamd), node),
+            policies=subscription,
+            rows=enforcement,
+            machine=NodeMachine(loaded),
+            save=keeper.save,
+            clock=clock,
+            next_id=journal.next_id,
+            records=journal.endpoints,
+        )
+        events = EventLog(loaded.ring, loaded.tables.metrics, clock)
+        explainer = Explainer(view, lambda: endpoints.records, node)
+        status = Status(
+            node=node,
+            node_ip=node_ip,
+            started_s=started_s,
+            clock=clock,
+            enforcement=enforcement,
+            endpoints=endpoints,
+            session=session,
+            subscription=subscription,
+            events=events,
+        )
+        status.observe()
+
+        door = api.Api(endpoints, events, explainer, status.report).application()
+        await stack.enter_async_context(serve_metrics(config.metrics_listen, status.checks))
+        await stack.enter_async_context(api.serve(door, Path(config.run_dir) / api.SOCKET_NAME))
+        log.info(
+            "agent.ready",
+            node=node,
+            address=node_ip,
+            count=len(endpoints.records),
+            took_s=round(clock.monotonic_s() - started_s, 3),
+        )
+        async with asyncio.TaskGroup() as group:
+            group.create_task(session.run())
+            group.create_task(subscription.run())
+            group.create_task(keeper.run())
+            group.create_task(events.run())
+            group.create_task(endpoints.tidy(present_now))
+            group.create_task(follow_own_addresses(enforcement, clock))
+
+
+def take_over(
+    enforcement: Enforcement,
+    loaded: Datapath,
+    journal: Journal,
+    own: Sequence[IPv4Address],
+    node_ip: str,
+) -> None:
+    """The endpoints that are still there go on being judged; the programs are exchanged after the
+    tables are in order, so that a new program never meets an old table."""
+    here = [r for r in journal.endpoints if r.state is State.READY and present_now(r)]
+    ops = enforcement.recover({r.ifindex: r.row() for r in here}, map(int, own))
+    loaded.tables.config.put_many({0: NodeConfig(0, 0, int(IPv4Address(node_ip)))})
+    replaced = loaded.replace_programs()
+    attached = loaded.attached()
+    for record in here:
+        if record.outer not in attached:
+            loaded.attach(record.ifindex, record.outer)
+            log.warning("endpoint.reattached", endpoint=record.ref, interface=record.outer)
+    log.info("agent.took_over", count=len(here), rows=ops.rows(), changed=replaced)
+
+
+def present_now(record: EndpointRecord) -> bool:
+    return recovery.present(record, recovery.interfaces())
+
+
+async def follow_own_addresses(enforcement: Enforcement, clock: Clock) -> None:
+    """Until cancelled: the node's addresses come and go (DHCP, new links)."""
+    while True:
+        await clock.sleep(OWN_ADDRESSES_PAUSE_S)
+        enforcement.own_addresses(map(int, await asyncio.to_thread(links.node_addresses)))
+
+
+def _first(addresses: Sequence[IPv4Address]) -> str:
+    if not addresses:
+        raise Unusable("this node has no IPv4 address but loopback: set [agent] node_ip")
+    return str(addresses[0])
+
+
+if __name__ == "__main__":
+    main()
