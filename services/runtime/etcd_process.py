@@ -76,7 +76,10 @@ class EmbeddedEtcd:
         if binary is None:
             raise Unusable("no etcd on PATH; install etcd-server or point etcd.endpoints elsewhere")
         self._refuse_second()
-        self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise Unusable(f"etcd's data directory {self._data_dir}: {error.strerror}") from None
         with self.log_file.open("wb") as output:
             self._process = await asyncio.create_subprocess_exec(
                 binary,
