@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 
 from pyroaring import BitMap
 
@@ -33,6 +34,7 @@ from services.policy.clauses import (
     Direction,
     GroupId,
     LocalPolicy,
+    PortRange,
 )
 
 __all__ = [
@@ -94,16 +96,24 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class _Unit:
+    """Clauses about the same groups; an identity matches all of them or none."""
+
+    groups: tuple[GroupId, ...]
+    clauses: tuple[Clause, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Compiled:
     """One direction of a local policy, ready to be applied to group members.
 
-    `clauses` are those that name groups; `default` is the answer of the any-peer clauses alone.
+    `default` is the answer of the any-peer clauses alone: of an identity in none of the groups.
     """
 
     groups: frozenset[GroupId]
     default: Answer
     any_peer: tuple[Clause, ...]
-    clauses: tuple[Clause, ...]
+    units: tuple[_Unit, ...]
 
     def partition(
         self, members: Callable[[GroupId], BitMap], within: BitMap | None = None
@@ -117,7 +127,8 @@ class Compiled:
         cells, seen = self._refine(members, within)
         found: dict[Answer, BitMap] = {}
         for matching, identities in cells.items():
-            answer = _answer((*self.any_peer, *(self.clauses[n] for n in matching)))
+            clauses = (clause for n in matching for clause in self.units[n].clauses)
+            answer = _answer((*self.any_peer, *clauses))
             if answer in found:
                 found[answer] |= identities
             else:
@@ -131,11 +142,11 @@ class Compiled:
     def _refine(
         self, members: Callable[[GroupId], BitMap], within: BitMap | None
     ) -> tuple[dict[tuple[int, ...], BitMap], BitMap]:
-        """Cells by the clauses they match, and their union. Splits only what a clause overlaps."""
+        """Cells by the units they match, and their union. Splits only what a unit overlaps."""
         cells: dict[tuple[int, ...], BitMap] = {}
         seen = BitMap()
-        for number, clause in enumerate(self.clauses):
-            chosen = _union((members(group) for group in clause.groups), within)
+        for number, unit in enumerate(self.units):
+            chosen = _union((members(group) for group in unit.groups), within)
             overlap = chosen & seen
             fresh = chosen - seen
             seen |= fresh
@@ -174,14 +185,25 @@ def compile_direction(local: LocalPolicy, direction: Direction) -> Compiled | No
         if not clauses:
             return None
         clauses.append(Clause(direction, (), (), Action.ALLOW, RULE_OPEN))
-    any_peer = tuple(clause for clause in clauses if not clause.groups)
-    of_groups = tuple(clause for clause in clauses if clause.groups)
+    units = _units(clauses)
+    any_peer = units.pop((), ())
     return Compiled(
-        groups=frozenset(group for clause in of_groups for group in clause.groups),
+        groups=frozenset(group for groups in units for group in groups),
         default=_answer(any_peer),
         any_peer=any_peer,
-        clauses=of_groups,
+        units=tuple(_Unit(groups, held) for groups, held in units.items()),
     )
+
+
+def _units(clauses: Iterable[Clause]) -> dict[tuple[GroupId, ...], tuple[Clause, ...]]:
+    """Clauses by their groups; of those that say the same, the one with the lowest rule id."""
+    found: defaultdict[tuple[GroupId, ...], dict[tuple[Action, tuple[PortRange, ...]], Clause]] = (
+        defaultdict(dict)
+    )
+    for clause in sorted(clauses, key=attrgetter("rule_id")):
+        groups = tuple(sorted(set(clause.groups)))
+        found[groups].setdefault((clause.action, clause.ports), clause)
+    return {groups: tuple(held.values()) for groups, held in found.items()}
 
 
 def _answer(clauses: Iterable[Clause]) -> Answer:
