@@ -103,17 +103,27 @@ async def running(plan: Plan, clock: Clock, say: Say) -> AsyncIterator[Node]:
             etcd = EmbeddedEtcd(layout.etcd_data, *plan.etcd_ports, clock=clock)
         addresses = _configure(plan, etcd.endpoint if etcd else "")
         preflight.require_ports(addresses.listeners)
-        started_s = clock.monotonic_s()
-        async with _etcd(plan, etcd, clock, say), _children(plan, addresses, etcd, clock, say):
-            say(f"node ready in {clock.monotonic_s() - started_s:.1f} s: REST {addresses.api}")
-            node = Node(addresses, layout)
-            try:
+        try:
+            async with _started(plan, addresses, etcd, clock, say) as node:
                 yield node
-            finally:
-                if plan.clean_up:
-                    await asyncio.shield(_remove_endpoints(node, say))
-        if plan.clean_up:
-            shutil.rmtree(layout.bpf_dir, ignore_errors=True)
+        finally:
+            if plan.clean_up:
+                shutil.rmtree(layout.bpf_dir, ignore_errors=True)
+
+
+@asynccontextmanager
+async def _started(
+    plan: Plan, addresses: Addresses, etcd: EmbeddedEtcd | None, clock: Clock, say: Say
+) -> AsyncIterator[Node]:
+    started_s = clock.monotonic_s()
+    async with _etcd(plan, etcd, clock, say), _children(plan, addresses, etcd, clock, say):
+        say(f"node ready in {clock.monotonic_s() - started_s:.1f} s: REST {addresses.api}")
+        node = Node(addresses, plan.layout)
+        try:
+            yield node
+        finally:
+            if plan.clean_up:
+                await asyncio.shield(_remove_endpoints(node, say))
 
 
 def _configure(plan: Plan, own_etcd: str) -> Addresses:
