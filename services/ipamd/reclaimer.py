@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipam.reclaim import Since, decide
+from ipam.reclaim import EMPTY_FOR_S, Since, decide
 from ipam.view import View
 from services.ipamd import transactions
 from services.runtime.clock import Clock
@@ -15,10 +15,13 @@ EVERY_S = 5.0
 
 
 class Reclaimer:
-    def __init__(self, store: Store, view: View, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, view: View, clock: Clock, after_s: float = EMPTY_FOR_S
+    ) -> None:
         self._store = store
         self._view = view
         self._clock = clock
+        self._after_s = after_s
         self._empty_since: Since = {}
 
     async def run(self) -> None:
@@ -28,7 +31,7 @@ class Reclaimer:
 
     async def once(self) -> int:
         """How many blocks were given back."""
-        decision = decide(self._view, self._empty_since, self._clock.monotonic_s())
+        decision = decide(self._view, self._empty_since, self._clock.monotonic_s(), self._after_s)
         self._empty_since = decision.empty_since
         given_back = 0
         for claimed in decision.give_back:
