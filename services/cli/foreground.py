@@ -22,9 +22,9 @@ async def run_node(plan: Plan, *, demo: bool) -> None:
             f"{plan.layout.config_file}, logs {'here' if plan.verbose else plan.layout.log_dir}"
         )
         if demo:
-            from services.cli.demo import run
+            from services.cli.demo import run, table
 
-            run.show(await run.on_node(run.Doors(running.server, running.agent), note))
+            table.show(await run.on_node(run.Doors(running.server, running.agent), note))
         say("press Ctrl-C to stop")
         await asyncio.Event().wait()
 

@@ -308,4 +308,5 @@ async def _remove_endpoints(node: Node, say: Say) -> None:
     except TesseraError as error:
         say(f"endpoints were not removed: {error}")
     else:
-        say(f"removed {len(endpoints)} endpoints")
+        if endpoints:
+            say(f"removed {len(endpoints)} endpoints")

@@ -32,7 +32,7 @@ def demo(
     output: Output = Format.TABLE,
 ) -> None:
     """Run a small application under real policies and show every verdict and its rule."""
-    from services.cli.demo import run
+    from services.cli.demo import run, table
     from services.cli.foreground import INTERRUPTED, until_signal
     from services.runtime import log
     from services.runtime.errors import Invalid
@@ -55,6 +55,6 @@ def demo(
     if output is Format.JSON:
         write_json(report.to_json())
     else:
-        run.show(report)
+        table.show(report)
     if not report.right:
         raise typer.Exit(1)

@@ -24,7 +24,6 @@ from services.cli.demo.evidence import Row, Shot
 from services.cli.demo.scenario import HOST, STATION, STRANGER, Probe, Seen, Workload
 from services.cli.demo.traffic import Sent, Station, Talk
 from services.cli.layout import Layout, Table
-from services.cli.output import say, write_table
 from services.flows.flow import Flow, decode_line
 from services.runtime.clock import SystemClock
 from services.runtime.errors import Conflict, Invalid, Retry
@@ -286,24 +285,3 @@ async def _all(work: Iterable[Coroutine[None, None, None]]) -> None:
                 group.create_task(one)
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
-
-
-# ------------------------------------------------------------------ showing
-
-
-def show(report: Report) -> None:
-    head = ("", "FROM", "TO", "PORT", "EXPECTED", "SEEN", "REASON", "RULE")
-    write_table(head, [_cells(row) for row in report.rows], "")
-    for remark in report.notes:
-        say(f"note: {remark}")
-    wrong = sum(not row.right for row in report.rows)
-    count = len(report.rows)
-    say(f"{count - wrong} of {count} probes met what the policies say")
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    probe = row.probe
-    port = f"{probe.port}/{probe.proto}" if probe.port else probe.proto
-    mark = "ok" if row.right else "WRONG"
-    ends = (probe.source, probe.target, port)
-    return (mark, *ends, probe.expected.value, row.seen.value, row.reason, row.rule)
