@@ -147,6 +147,8 @@ class Compiled:
         seen = BitMap()
         for number, unit in enumerate(self.units):
             chosen = _union((members(group) for group in unit.groups), within)
+            if not chosen:
+                continue
             overlap = chosen & seen
             fresh = chosen - seen
             seen |= fresh
