@@ -65,6 +65,7 @@ class Restored:
     journal: Journal
     view: View
     datapath: Datapath
+    own: tuple[IPv4Address, ...]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 async def agent(config: AgentConfig) -> None:
     clock = SystemClock()
     with api.only_agent(Path(config.run_dir)):
-        restored = restore(config)
+        # In a thread: it blocks, and netlink brings a loop of its own.
+        restored = await asyncio.to_thread(restore, config)
         try:
             await serve(config, clock, restored)
         finally:
@@ -108,15 +110,14 @@ def restore(config: AgentConfig) -> Restored:
     if journal is None:
         rows = dict(loaded.tables.endpoints.items())
         journal = recovery.adopt(rows, view, recovery.interfaces())
-    return Restored(journal, view, loaded)
+    return Restored(journal, view, loaded, links.node_addresses())
 
 
 async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
     started_s = clock.monotonic_s()
     loaded, view, journal = restored.datapath, restored.view, restored.journal
     node, jitter = config.node_name, random.Random()
-    own = links.node_addresses()
-    node_ip = config.node_ip or _first(own)
+    node_ip = config.node_ip or _first(restored.own)
 
     enforcement = Enforcement(
         loaded.tables,
@@ -124,7 +125,7 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
         own_nodes=frozenset((node, node_ip)),
         allow_localhost=config.allow_localhost,
     )
-    take_over(enforcement, loaded, journal, own, node_ip)
+    take_over(enforcement, loaded, journal, restored.own, node_ip)
 
     async with AsyncExitStack() as stack:
         to_identityd = await stack.enter_async_context(channel(config.identityd))

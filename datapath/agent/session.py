@@ -31,6 +31,8 @@ log = logger(__name__)
 
 # A third of the lease's life at the least asked for; slower answers are failures.
 RPC_DEADLINE_S = 5.0
+# For an agent, or a control plane, that is just starting.
+OPEN_DEADLINE_S = 5.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 15.0
 
@@ -118,9 +120,12 @@ class Session:
         self.connected, self.error = False, "the session's lease was lost"
         log.warning("session.lost", lease=self.lease)
 
-    def _live(self) -> int:
-        if not self._opened.is_set():
-            raise Retry(f"no session with identityd yet: {self.error}")
+    async def _live(self) -> int:
+        try:
+            async with asyncio.timeout(OPEN_DEADLINE_S):
+                await self._opened.wait()
+        except TimeoutError:
+            raise Retry(f"no session with identityd: {self.error}") from None
         return self.lease
 
     # -------------------------------------------------------------- calls under the lease
@@ -129,7 +134,7 @@ class Session:
         self, labels: tuple[str, ...], previous: NumericIdentity = NO_IDENTITY
     ) -> NumericIdentity:
         """Idempotent; takes this node's reference."""
-        return await self._allocate(labels, previous, self._live())
+        return await self._allocate(labels, previous, await self._live())
 
     async def reallocate(
         self, labels: tuple[str, ...], previous: NumericIdentity
