@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from identity.numbers import NumericIdentity
 from services.policyd.subscriber import Subscription
+from services.runtime.errors import Retry
 
 
 class Pulse:
@@ -61,7 +62,7 @@ class Nodes:
         """The newest stream of a node speaks for it; one that is still open is ended."""
         old = self._streams.get(subscription.node)
         if old is not None:
-            old.replace()
+            old.end(Retry(f"node {subscription.node} opened another stream; this one ends"))
         self._streams[subscription.node] = subscription
         self._pulse.beat()
 

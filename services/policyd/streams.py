@@ -20,7 +20,7 @@ from identity.numbers import NumericIdentity
 from services.policyd.distribute import Distributor
 from services.policyd.nodes import Nodes
 from services.policyd.subscriber import Subscription
-from services.runtime.errors import Invalid, Retry
+from services.runtime.errors import Invalid
 from services.runtime.log import logger
 
 log = logger(__name__)
@@ -51,9 +51,9 @@ class PolicyDistribution:
             log.info("agent.subscribed", node=hello.node, count=len(hello.identities))
             try:
                 async with asyncio.TaskGroup() as group:
-                    writing = group.create_task(_write(subscription, context))
-                    await self._read(subscription, requests)
-                    writing.cancel()
+                    reading = group.create_task(self._read(subscription, requests))
+                    await _write(subscription, context)
+                    reading.cancel()
             finally:
                 self._nodes.closed(subscription)
                 log.info("agent.gone", node=hello.node, revision=subscription.revision)
@@ -61,29 +61,43 @@ class PolicyDistribution:
     async def _read(
         self, subscription: Subscription, requests: AsyncIterator[AgentMessage]
     ) -> None:
-        async for message in requests:
-            match message.WhichOneof("kind"):
-                case "interest":
-                    subscription.follow(
-                        map(NumericIdentity, message.interest.add),
-                        map(NumericIdentity, message.interest.remove),
-                    )
-                case "ack":
-                    failures = {NumericIdentity(f.identity): f.reason for f in message.ack.failures}
-                    self._nodes.acknowledged(subscription, message.ack.revision, failures)
-                case "hello":
-                    raise Invalid("Hello is the first message of a stream and no other")
-                case _:
-                    pass  # a newer agent's message
+        """Does not raise what it has against the agent: that would cancel a write on its way, and
+        gRPC cannot end a stream with a status then (GRPC_CALL_ERROR_TOO_MANY_OPERATIONS)."""
+        try:
+            async for message in requests:
+                self._receive(subscription, message)
+        except Invalid as error:
+            subscription.end(error)
+        else:
+            subscription.end()
+
+    def _receive(self, subscription: Subscription, message: AgentMessage) -> None:
+        match message.WhichOneof("kind"):
+            case "interest":
+                subscription.follow(
+                    map(NumericIdentity, message.interest.add),
+                    map(NumericIdentity, message.interest.remove),
+                )
+            case "ack":
+                failures = {NumericIdentity(f.identity): f.reason for f in message.ack.failures}
+                self._nodes.acknowledged(subscription, message.ack.revision, failures)
+            case "hello":
+                raise Invalid("Hello is the first message of a stream and no other")
+            case _:
+                pass  # a newer agent's message
 
 
 async def _write(subscription: Subscription, context: _Context) -> None:
     while True:
         await subscription.woken()
-        if subscription.replaced:
-            raise Retry(f"node {subscription.node} has opened another stream; this one ends")
         for message in subscription.take():
             await context.write(message)
+            if subscription.ended:
+                break
+        if subscription.error is not None:
+            raise subscription.error
+        if subscription.ended:
+            return
 
 
 async def _hello(requests: AsyncIterator[AgentMessage]) -> Hello:

@@ -23,6 +23,7 @@ from identity.numbers import NumericIdentity
 from services.policy.clauses import GroupId, RuleId
 from services.policyd.payload import Header, Needs, Payloads, Span, messages
 from services.policyd.state import State
+from services.runtime.errors import TesseraError
 
 
 @dataclass(slots=True)
@@ -60,7 +61,8 @@ class Subscription:
     ) -> None:
         self.node = node
         self.revision = 0
-        self.replaced = False
+        self.ended = False
+        self.error: TesseraError | None = None
         self._source = source
         self._follows: set[NumericIdentity] = set(identities)
         self._holds: dict[NumericIdentity, Needs] = {}
@@ -84,10 +86,11 @@ class Subscription:
         self._asked |= removed | added
         self.wake()
 
-    def replace(self) -> None:
-        """The agent has opened another stream; this one is to end."""
-        self.replaced = True
-        self.wake()
+    def end(self, error: TesseraError | None = None) -> None:
+        """The stream is to end, with `error` if there is one. The first call counts."""
+        if not self.ended:
+            self.ended, self.error = True, error
+            self.wake()
 
     def wake(self) -> None:
         self._woken.set()
