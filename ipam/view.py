@@ -133,11 +133,12 @@ class View:
     def free_in(self, pool: str, block: Block) -> int:
         """Mask of the addresses that may be handed out now."""
         space = self._spaces.get(pool)
-        if space is None or not space.pool.owns(block):
+        if space is None:
             return 0
         usable = space.usable.get(block)
         if usable is None:
-            usable = space.usable[block] = space.pool.usable(block)
+            usable = space.pool.usable(block) if space.pool.owns(block) else 0
+            space.usable[block] = usable
         masks = self._masks.get((pool, block))
         return usable & ~(masks.taken | masks.cooling | masks.held) if masks else usable
 
