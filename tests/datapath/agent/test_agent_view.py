@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pyroaring import BitMap
+
+from datapath.agent.addresses import address_ops, parse_cidr
+from datapath.agent.view import Address, GroupChange, GroupDelta, Update, View
+from datapath.maps.layout import Prefix4
+from services.policy.clauses import LocalPolicy, PolicyRef, RuleSource
+
+ONE = LocalPolicy(300, True, True, (), (), ())
+
+
+def test_messages_with_more_are_one_change() -> None:
+    view = View()
+    change = view.apply(
+        [
+            Update(5, more=True, groups=((1, BitMap([7])),)),
+            Update(5, group_deltas=(GroupDelta(1, BitMap([8]), BitMap([7])),)),
+        ]
+    )
+    assert change.groups == {1: GroupChange(BitMap([8]), BitMap())}
+    assert view.revision == 5
+
+
+def test_a_snapshot_of_what_is_held_changes_nothing() -> None:
+    view = View()
+    full = Update(
+        1,
+        snapshot=True,
+        groups=((1, BitMap([7])),),
+        local_policies=(ONE,),
+        addresses=(Address("10.0.0.1", 7),),
+    )
+    assert view.apply([full])
+    assert not view.apply([full])
+
+
+def test_a_snapshot_drops_what_it_does_not_name() -> None:
+    view = View()
+    view.apply([Update(1, groups=((1, BitMap([7])),), addresses=(Address("10.0.0.1", 7),))])
+    change = view.apply([Update(2, snapshot=True, local_policies=(ONE,))])
+    assert change.groups == {1: GroupChange(BitMap(), BitMap([7]))}
+    assert [a.cidr for a in change.addresses_removed] == ["10.0.0.1"]
+    assert change.locals == {300}
+
+
+def test_set_and_taken_back_in_one_batch_is_no_change() -> None:
+    view = View()
+    batch = [Update(1, addresses=(Address("10.0.0.1", 7),), addresses_removed=("10.0.0.1",))]
+    assert not view.apply(batch)
+
+
+def test_a_rule_taken_back_is_still_named() -> None:
+    view = View()
+    rule = RuleSource(16, PolicyRef("K", "n", "p"), 0, "ingress[0]", 3)
+    view.apply([Update(1, rules=(rule,))])
+    assert view.apply([Update(2, rules_removed=(16,))]).rules
+    assert view.rule(16) == rule
+    assert 16 not in view.rules
+
+
+def test_prefixes_lose_their_host_bits_and_ipv6_is_left_out() -> None:
+    assert parse_cidr("10.1.2.3/8") == Prefix4(8, 0x0A000000)
+    assert parse_cidr("0.0.0.0/0") == Prefix4(0, 0)
+    assert parse_cidr("10.0.0.1") == 0x0A000001
+    assert parse_cidr("fd00::1") is None
+
+
+def test_addresses_of_this_node_come_from_its_own_endpoints_alone() -> None:
+    put = (Address("10.0.0.1", 7, "n1"), Address("10.0.0.2", 7, "n2"), Address("10.0.0.3", 7, "n2"))
+    ops = address_ops(put, ("10.0.0.3",), local={0x0A000003}, own_nodes={"n1"})
+    assert ops.ipcache == {0x0A000002: 7}
+    assert ops.ipcache_removed == [0x0A000001]
