@@ -10,40 +10,24 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, TypeVar
 
 import grpc
 from grpc.aio import Metadata, UnaryUnaryMultiCallable
 from tessera_wire.etcd import etcd_pb2 as pb
-from tessera_wire.etcd import etcd_pb2_grpc as rpc
 
 from services.runtime.clock import Clock
 from services.runtime.config import EtcdConfig
 from services.runtime.errors import Retry, TesseraError, Unusable
 from services.runtime.log import logger
 from services.store.faults import StaleToken, Unsent, translate
+from services.store.member import Member, members
 from services.store.stats import COUNTS, TIMED_EVERY, call_seconds
 
 log = logger(__name__)
 
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 5.0
-
-CHANNEL_OPTIONS: Final = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    # etcd refuses pings more often than every 5 s, and all pings without a call in flight.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 2_000),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    # Two stores of one process must not share a broken connection, nor its flow control.
-    ("grpc.use_local_subchannel_pool", 1),
-)
 
 # Members cut off from the majority answer at once instead of letting the call hang.
 REQUIRE_LEADER: Final = ("hasleader", "true")
@@ -59,20 +43,6 @@ STREAM_FAILURES: Final = (
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Member:
-    """One endpoint and its stubs."""
-
-    server: str
-    channel: grpc.aio.Channel
-    kv: rpc.KVAsyncStub
-    watch: rpc.WatchAsyncStub
-    lease: rpc.LeaseAsyncStub
-    auth: rpc.AuthAsyncStub
-
-
 Method = Callable[[Member], UnaryUnaryMultiCallable[Request, Response]]
 
 
@@ -85,16 +55,14 @@ class Connection:
         self._chance = chance
         servers = list(config.endpoints)
         chance.shuffle(servers)
-        credentials = _credentials(config)
-        self._members = tuple(_member(server, credentials) for server in servers)
+        self._members = members(config, servers)
         self._index = 0
         self._reached: Member | None = None
         self._lost = False
         self._token = ""
         self._login: asyncio.Future[None] | None = None
-        self._metadata = Metadata(
-            REQUIRE_LEADER
-        )  # made once: grpc.aio would copy a tuple each time
+        # Made once: grpc.aio would make one of a tuple at every call.
+        self._metadata = Metadata(REQUIRE_LEADER)
 
     @property
     def timeout_s(self) -> float:
@@ -245,9 +213,16 @@ class Connection:
         useless = isinstance(failure, StaleToken) and attempt > 1
         if useless or self._clock.monotonic_s() + pause_s >= deadline_s:
             self._note_loss(failure)
-            raise failure
+            raise self._of_all(failure)
         if pause_s:
             await self._clock.sleep(pause_s)
+
+    def _of_all(self, failure: Retry) -> Retry:
+        """`failure` is of the endpoint asked last; the others had their turn."""
+        if len(self._members) == 1 or isinstance(failure, StaleToken):
+            return failure
+        servers = ", ".join(member.server for member in self._members)
+        return Retry(f"no etcd of {servers} answers; the last said: {failure}")
 
     def _pause_s(self, attempt: int, failure: Retry) -> float:
         """None until every endpoint had its turn, then doubling, jittered downwards by a half."""
@@ -262,40 +237,3 @@ class Connection:
         if not self._lost:
             log.warning("store.lost", servers=self._config.endpoints, error=str(failure))
         self._lost = True
-
-
-def _member(server: str, credentials: grpc.ChannelCredentials | None) -> Member:
-    scheme, separator, address = server.rpartition("://")
-    if separator and scheme == "https" and credentials is None:
-        credentials = grpc.ssl_channel_credentials()
-    if credentials is None:
-        channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-    else:
-        channel = grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
-    return Member(
-        address,
-        channel,
-        rpc.KVStub(channel),
-        rpc.WatchStub(channel),
-        rpc.LeaseStub(channel),
-        rpc.AuthStub(channel),
-    )
-
-
-def _credentials(config: EtcdConfig) -> grpc.ChannelCredentials | None:
-    if not (config.ca_file or config.cert_file):
-        return None
-    if bool(config.cert_file) != bool(config.key_file):
-        raise Unusable("etcd.cert_file and etcd.key_file go together; set both or neither")
-    return grpc.ssl_channel_credentials(
-        _read(config.ca_file), _read(config.key_file), _read(config.cert_file)
-    )
-
-
-def _read(file: str) -> bytes | None:
-    if not file:
-        return None
-    try:
-        return Path(file).read_bytes()
-    except OSError as error:
-        raise Unusable(f"{file} for etcd's TLS cannot be read: {error.strerror}") from None

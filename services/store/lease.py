@@ -14,7 +14,8 @@ from tessera_wire.etcd import etcd_pb2 as pb
 
 from services.runtime.errors import Retry, TesseraError
 from services.runtime.tasks import Background
-from services.store.connection import STREAM_FAILURES, Connection, Member
+from services.store.connection import STREAM_FAILURES, Connection
+from services.store.member import Member
 from services.store.model import LeaseId
 from services.store.stats import COUNTS
 

@@ -17,7 +17,7 @@ from tessera_wire.etcd import etcd_pb2_grpc as rpc
 from services.runtime.errors import Exhausted, Invalid, Retry, Unusable
 from services.runtime.etcd_process import EmbeddedEtcd
 from services.store.etcd import EtcdStore
-from services.store.model import LeaseId, Put, Removed, Synced, Txn
+from services.store.model import LeaseId, Put, Removed, Synced
 from services.store.txn import bulk_txn
 from tests.fakes.etcd import DEADLINE_S, HAVE_ETCD, NO_ETCD, Follower, config, keys_of
 from tests.fakes.proxy import Proxy
@@ -73,6 +73,14 @@ async def test_nobody_listening_is_a_retry_that_names_the_endpoint() -> None:
             await store.put("a", b"")
         with pytest.raises(Retry):
             await store.keep_alive(LeaseId(7))
+
+
+async def test_when_no_endpoint_answers_all_are_named() -> None:
+    async with EtcdStore(config(DEAD, "127.0.0.1:11", request_timeout_s=0.5)) as store:
+        with pytest.raises(Retry, match=r"no etcd of .*127\.0\.0\.1.* answers") as caught:
+            await store.get("a")
+        assert DEAD in str(caught.value)
+        assert "127.0.0.1:11" in str(caught.value)
 
 
 async def test_a_frozen_etcd_is_a_retry_and_works_again_after(own_etcd: EmbeddedEtcd) -> None:
@@ -208,15 +216,15 @@ async def test_a_large_backlog_arrives_whole_and_in_order(
         seen = Follower(reader.watch("a/", "z/"))
         await seen.until_synced()
         await proxy.cut()
-        # More revisions than etcd sends in one batch (1,000), and values that it must fragment.
+        # More revisions than etcd sends in one batch (1,000), and one batch larger than it sends in
+        # one message (the request limit of 8 MiB and a half), so that it fragments.
         async with asyncio.TaskGroup() as group:
             for n in range(1_500):
                 group.create_task(writer.put(f"{'az'[n % 2]}/{n}", b""))
-        large = [Put(f"a/large/{n}", b"x" * 500_000) for n in range(2)]
-        for part in range(3):
-            await writer.txn(Txn(success=tuple(Put(f"{p.key}/{part}", p.value) for p in large)))
+        for n in range(12):
+            await writer.put(f"a/large/{n}", b"x" * 1_000_000)
         await proxy.restore()
-        await seen.until(lambda s: len(s.values) == 1_506)
+        await seen.until(lambda s: len(s.values) == 1_512)
         revisions = seen.revisions()
         assert revisions == sorted(revisions)
 
