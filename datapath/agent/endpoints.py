@@ -2,12 +2,13 @@
 
     create                                                  delete
     ┌ note the intent on disk                               ▲ forget it on disk
-    │ ┌ identity ──► interest ──► policy in force           │ release identity, address; withdraw
-    │ └ address ──► veth (no carrier) ──► programs          │ veth, programs, conntrack
-    │ rows ──► announce ──► carrier                         │ rows
-    ▼ note the result on disk                               ┘
+    ├ identity ─┬► interest ──► policy in force             │ release identity, address; withdraw
+    │           ├► announce                                 │ veth, programs, conntrack
+    ├ address ──┴► veth (no carrier) ──► programs           │ rows
+    │ rows ──► carrier                                      ┘
+    ▼ note the result on disk
 
-The two middle branches run side by side. Taking down is idempotent and serves three callers: a
+The branches run side by side. Taking down is idempotent and serves three callers: a
 deletion, a creation that failed, and start-up finding what a killed agent left half made. What
 concerns this node is undone at once; what the control plane must be told waits for it (RELEASING).
 """
@@ -18,7 +19,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from datapath.agent.record import (
     NO_IDENTITY,
@@ -203,24 +204,26 @@ class Endpoints:
         return record
 
     async def _make(self, record: EndpointRecord) -> EndpointRecord:
-        """Both branches run to their end even when one fails, so that what they made is known."""
+        """Every branch runs to its end even when another fails, so that what was made is known."""
+        loop = asyncio.get_running_loop()
+        identity: asyncio.Future[NumericIdentity] = loop.create_future()
+        address: asyncio.Future[int] = loop.create_future()
         async with asyncio.TaskGroup() as group:
-            noted = group.create_task(_outcome(self._save()))
-            policy = group.create_task(_outcome(self._identify(record)))
-            wire = group.create_task(_outcome(self._connect(record)))
-        identity, veth = policy.result(), wire.result()
+            branches = [
+                group.create_task(_outcome(branch))
+                for branch in (
+                    self._save(),
+                    _feed(identity, self._identify(record)),
+                    _feed(address, self._addresses.allocate(record)),
+                    self._policy(record, identity),
+                    self._connect(record, address),
+                    self._announce(record, identity, address),
+                )
+            ]
         made = self._records[record.key]
-        if not isinstance(veth, TesseraError):
-            made = replace(
-                made,
-                address=veth.address,
-                ifindex=veth.ifindex,
-                mac=veth.mac,
-                host_mac=veth.host_mac,
-            )
-        self._records[record.key] = made
         try:
-            for outcome in (identity, veth, noted.result()):
+            for branch in branches:
+                outcome = branch.result()
                 if isinstance(outcome, TesseraError):
                     raise outcome
             return await self._open(replace(made, state=State.READY))
@@ -228,35 +231,47 @@ class Endpoints:
             await self._take_down(self._records[record.key])
             raise
 
+    def _learnt(self, record: EndpointRecord, **fields: Any) -> EndpointRecord:  # noqa: ANN401
+        """`record` with what is known of it by now, for whoever must take it down."""
+        now = self._records[record.key] = replace(self._records[record.key], **fields)
+        return now
+
     async def _identify(self, record: EndpointRecord) -> NumericIdentity:
         identity = await self._identities.allocate(record.labels)
         while identity in self._letting_go:
             await self._letting_go[identity].wait()
             identity = await self._identities.allocate(record.labels)
-        self._records[record.key] = replace(self._records[record.key], identity=identity)
+        self._learnt(record, identity=identity)
         self._want(record.key, identity)
-        await self._policies.in_force(identity, POLICY_DEADLINE_S)
         return identity
 
-    async def _connect(self, record: EndpointRecord) -> EndpointRecord:
-        address = await self._addresses.allocate(record)
-        veth = await asyncio.to_thread(self._machine.create_veth, record, IPv4Address(address))
+    async def _policy(
+        self, record: EndpointRecord, identity: asyncio.Future[NumericIdentity]
+    ) -> None:
+        await self._policies.in_force(await identity, POLICY_DEADLINE_S)
+
+    async def _connect(self, record: EndpointRecord, address: asyncio.Future[int]) -> None:
+        known = self._learnt(record, address=await address)
+        ip = IPv4Address(known.address)
+        veth = await asyncio.to_thread(self._machine.create_veth, known, ip)
+        self._learnt(record, ifindex=veth.ifindex, mac=veth.mac, host_mac=veth.host_mac)
         await asyncio.to_thread(self._machine.attach, veth.ifindex, record.outer)
-        return replace(
-            record,
-            address=address,
-            ifindex=veth.ifindex,
-            mac=veth.mac,
-            host_mac=veth.host_mac,
-        )
+
+    async def _announce(
+        self,
+        record: EndpointRecord,
+        identity: asyncio.Future[NumericIdentity],
+        address: asyncio.Future[int],
+    ) -> None:
+        """Before the carrier: peers know who it is when its first packet arrives."""
+        known = replace(record, identity=await identity, address=await address)
+        await self._identities.announce([announced(known)])
 
     async def _open(self, made: EndpointRecord) -> EndpointRecord:
         await self._write_rows(made)
         self._records[made.key] = made
-        await self._identities.announce([announced(made)])
-        await asyncio.to_thread(
-            self._machine.set_up, made.outer, IPv4Address(made.address), made.mac
-        )
+        ip = IPv4Address(made.address)
+        await asyncio.to_thread(self._machine.set_up, made.outer, ip, made.mac)
         await self._save()
         return made
 
@@ -404,6 +419,16 @@ class Endpoints:
 
 def announced(record: EndpointRecord) -> Announced:
     return Announced(record.ip, record.identity, record.namespace, record.name)
+
+
+async def _feed(into: asyncio.Future[T], work: Awaitable[T]) -> None:
+    """Raises what `work` raises, and so does `into`."""
+    try:
+        into.set_result(await work)
+    except TesseraError as error:
+        into.set_exception(error)
+        into.exception()  # whether or not another branch comes to ask
+        raise
 
 
 async def _outcome(work: Awaitable[T]) -> T | TesseraError:
