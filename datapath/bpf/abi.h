@@ -37,6 +37,11 @@ enum reserved_rule {
 	RULE_FIRST_CLAUSE = 16,
 };
 
+/* The field of skb->mark in which from_endpoint notes what it hands to the stack; the other bits are
+ * other users'. The kernel clears marks on the way out of a namespace, and so does from_endpoint. */
+#define MARK_FIELD 0x00000f00
+#define MARK_FROM_ENDPOINT 0x00000100
+
 /* endpoints: hash, key = ifindex of the host side (u32) */
 struct endpoint {
 	__u32 id;
@@ -121,6 +126,7 @@ enum ct_flags {
 	CT_FIN_REV = 1 << 3,
 	CT_RST = 1 << 4,
 	CT_SYN_ONLY = 1 << 5,    /* TCP without a completed handshake */
+	CT_VIA_STACK = 1 << 6,   /* began on this node and came through the stack: so go its replies */
 };
 /* What one side (the egress judge at the source, the ingress judge at the destination) said. Only
  * VERDICT_ALLOW is ever stored; VERDICT_NONE: this side was not judged on this node. */

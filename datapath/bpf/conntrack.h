@@ -25,10 +25,9 @@ enum ct_state {
 
 struct flow {
 	struct ct4_key key;
-	__u32 source;           /* index of the packet's source in the key */
-	struct ct_entry *entry; /* not for CT_NEW, CT_RELATED */
+	__u32 source; /* index of the packet's source in the key */
 	__u32 state;
-	__u32 pad;
+	__u32 via_stack; /* CT_REPLY, CT_RELATED: the way back of a flow that came through the stack */
 };
 
 static __always_inline void ct_key_of(struct flow *flow, const struct packet *pkt)
@@ -88,42 +87,50 @@ static __always_inline bool ct_opens_anew(const struct packet *pkt, __u32 flags,
 	return ct_closing(flags) || (!forward && flags & CT_REPLY_SEEN);
 }
 
-static __always_inline bool ct_related(struct __sk_buff *skb, const struct packet *pkt,
-				       __be32 must_be_from)
+/* The flow an ICMP error belongs to goes into `flow`. */
+__noinline int ct_related(struct __sk_buff *skb, struct flow *flow, const struct packet *pkt,
+			  __be32 must_be_from)
 {
 	struct packet quoted = {};
-	struct flow flow = {};
+	struct ct_entry *entry;
 
-	if (!parse_quoted(skb, pkt, &quoted))
+	if (!flow || !pkt || !parse_quoted(skb, pkt, &quoted))
 		return false;
 	if (quoted.saddr != pkt->daddr || (must_be_from && quoted.daddr != must_be_from))
 		return false;
-	ct_key_of(&flow, &quoted);
-	return ct_fresh(&flow.key);
+	ct_key_of(flow, &quoted);
+	entry = ct_fresh(&flow->key);
+	if (!entry)
+		return false;
+	flow->state = CT_RELATED;
+	flow->via_stack = entry->flags & CT_VIA_STACK;
+	return true;
 }
 
-/* `must_be_from`: the address an ICMP error's quoted packet must have been sent to; 0 = any (a
- * router on the way may report). */
-static __always_inline void ct_look_up(struct __sk_buff *skb, struct flow *flow,
-				       const struct packet *pkt, __be32 must_be_from)
+/* The entry, not for CT_NEW and CT_RELATED. `must_be_from`: the address an ICMP error's quoted
+ * packet must have been sent to; 0 = any (a router on the way may report). */
+static __always_inline struct ct_entry *ct_look_up(struct __sk_buff *skb, struct flow *flow,
+						   const struct packet *pkt,
+						   __be32 must_be_from)
 {
 	struct ct_entry *entry;
 	bool forward;
 
 	flow->state = CT_NEW;
-	if (pkt->kind == KIND_ICMP_ERROR && ct_related(skb, pkt, must_be_from))
-		flow->state = CT_RELATED;
+	if (pkt->kind == KIND_ICMP_ERROR)
+		ct_related(skb, flow, pkt, must_be_from);
 	if (pkt->kind >= KIND_ICMP_ERROR)
-		return;
+		return 0;
 	ct_key_of(flow, pkt);
 	entry = ct_fresh(&flow->key);
 	if (!entry)
-		return;
+		return 0;
 	forward = !!(entry->flags & CT_INITIATOR_1) == flow->source;
 	if (ct_opens_anew(pkt, entry->flags, forward) || (forward && pkt->kind == KIND_ECHO_REPLY))
-		return;
-	flow->entry = entry;
+		return 0;
 	flow->state = forward ? CT_FORWARD : CT_REPLY;
+	flow->via_stack = !forward && entry->flags & CT_VIA_STACK;
+	return entry;
 }
 
 /* Whether a verdict of this side may be used without asking again. */
@@ -167,9 +174,9 @@ static __always_inline void ct_count(struct ct_entry *entry, const struct packet
 }
 
 static __always_inline void ct_begin(struct ct_entry *entry, const struct flow *flow,
-				     const struct packet *pkt)
+				     const struct packet *pkt, __u32 flags)
 {
-	entry->flags = flow->source ? CT_INITIATOR_1 : 0;
+	entry->flags = flags | (flow->source ? CT_INITIATOR_1 : 0);
 	if (pkt->proto == IPPROTO_TCP && (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
 		entry->flags |= CT_SYN_ONLY;
 	entry->flags |= ct_new_flags(pkt, false);

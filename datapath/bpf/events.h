@@ -58,11 +58,14 @@ static __always_inline void event_ports(struct event *event, const struct packet
 }
 
 /* The reader drains on a timer: waking it per record costs more than the record. */
-static __noinline int emit(const struct packet *pkt, const struct scene *scene,
-			   const struct outcome *outcome)
+__noinline int emit(const struct packet *pkt, const struct scene *scene,
+		    const struct outcome *outcome)
 {
-	struct event *event = event_reserve();
+	struct event *event;
 
+	if (!pkt || !scene || !outcome)
+		return 0;
+	event = event_reserve();
 	if (!event)
 		return 0;
 	__builtin_memset(event, 0, sizeof(*event));
@@ -105,11 +108,13 @@ static __always_inline int drop(struct __sk_buff *skb, const struct packet *pkt,
 
 /* IPv6 is not spoken yet. Neighbour and router discovery is frequent and nobody's fault: counted,
  * not reported. */
-static __noinline int drop_ipv6(struct __sk_buff *skb, const struct scene *scene)
+__noinline int drop_ipv6(struct __sk_buff *skb, const struct scene *scene)
 {
 	struct ipv6hdr ip = {};
 	struct event *event;
 
+	if (!scene)
+		return TC_ACT_SHOT;
 	count_packet(skb, DROP_UNSUPPORTED_L3, scene->direction);
 	bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip));
 	if (ip.daddr.in6_u.u6_addr8[0] == 0xff)

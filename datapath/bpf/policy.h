@@ -93,11 +93,12 @@ static __always_inline void look_up(struct answer *answer, __u32 identity,
 
 /* What `slot` says of `pkt` from or to `identity`. The revision is read before the rows: a row
  * changed meanwhile leaves a verdict of an outdated revision behind, which is judged again. */
-static __noinline int judge(struct answer *answer, __u32 slot, __u32 identity,
-			    const struct packet *pkt)
+__noinline int judge(struct answer *answer, __u32 slot, __u32 identity, const struct packet *pkt)
 {
 	struct policy_slot *row;
 
+	if (!answer || !pkt)
+		return DROP_NO_CONFIG;
 	__builtin_memset(answer, 0, sizeof(*answer));
 	answer->side.slot = slot;
 	if (slot == SLOT_OPEN) {

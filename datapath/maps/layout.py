@@ -44,6 +44,7 @@ class CtFlags(IntFlag):
     FIN_REV = 8
     RST = 16
     SYN_ONLY = 32
+    VIA_STACK = 64
 
 
 class EventType(IntEnum):
