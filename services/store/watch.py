@@ -24,9 +24,9 @@ from services.runtime.errors import Retry, TesseraError, Unusable
 from services.runtime.log import logger
 from services.store.codec import key_bytes, key_text, key_value, start_bytes
 from services.store.connection import STREAM_FAILURES, Connection
-from services.store.member import Member
 from services.store.faults import Compacted
 from services.store.listing import PAGE_KEYS, Page, pages
+from services.store.member import Member
 from services.store.mirror import EventQueue, Mirror
 from services.store.model import Changed, KeyValue, Removed, Revision, prefix_end
 from services.store.stats import COUNTS

@@ -46,6 +46,19 @@ async def compact(server: EmbeddedEtcd, revision: int) -> None:
         await rpc.KVStub(channel).Compact(pb.CompactionRequest(revision=revision, physical=True))
 
 
+async def freeze(server: EmbeddedEtcd) -> None:
+    """Returns when every thread stands still; until then a call may still be answered."""
+    server.send_signal(signal.SIGSTOP)
+    async with asyncio.timeout(DEADLINE_S):
+        while not _stopped(server):  # noqa: ASYNC110 - the kernel sends no event
+            await asyncio.sleep(0)
+
+
+def _stopped(server: EmbeddedEtcd) -> bool:
+    threads = Path(f"/proc/{server.pid}/task").glob("*/stat")
+    return all(thread.read_text().rpartition(")")[2].split()[0] == "T" for thread in threads)
+
+
 async def keep_trying(call: Callable[[], Awaitable[object]]) -> None:
     """Until the store answers again."""
     async with asyncio.timeout(DEADLINE_S):
@@ -87,7 +100,7 @@ async def test_a_frozen_etcd_is_a_retry_and_works_again_after(own_etcd: Embedded
     async with EtcdStore(config(own_etcd.endpoint, request_timeout_s=1.0)) as store:
         lease = await store.grant(60)
         assert await store.keep_alive(lease) == 60
-        own_etcd.send_signal(signal.SIGSTOP)
+        await freeze(own_etcd)
         for call in (store.get("a"), store.put("a", b"1"), store.keep_alive(lease)):
             with pytest.raises(Retry, match=r"did not (answer|renew)"):
                 await call
@@ -100,7 +113,7 @@ async def test_a_watch_waits_out_a_frozen_etcd(own_etcd: EmbeddedEtcd) -> None:
     async with EtcdStore(config(own_etcd.endpoint, request_timeout_s=1.0)) as store:
         seen = Follower(store.watch("p/"))
         await seen.until_synced()
-        own_etcd.send_signal(signal.SIGSTOP)
+        await freeze(own_etcd)
         with pytest.raises(Retry):
             await store.get("a")
         own_etcd.send_signal(signal.SIGCONT)
