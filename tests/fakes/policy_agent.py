@@ -29,13 +29,18 @@ class PolicyAgent:
         self._stream = stream
         self._acks = acks
         self._changed = asyncio.Condition()
+        self._writing = asyncio.Lock()
 
     async def follow(self, *, add: tuple[int, ...] = (), remove: tuple[int, ...] = ()) -> None:
-        await self._stream.write(AgentMessage(interest=Interest(add=add, remove=remove)))
+        await self._write(AgentMessage(interest=Interest(add=add, remove=remove)))
 
     async def acknowledge(self, revision: int) -> None:
         failures = [Failure(identity=i, reason=r) for i, r in self.failures.items()]
-        await self._stream.write(AgentMessage(ack=Ack(revision=revision, failures=failures)))
+        await self._write(AgentMessage(ack=Ack(revision=revision, failures=failures)))
+
+    async def _write(self, message: AgentMessage) -> None:
+        async with self._writing:  # gRPC takes one message at a time
+            await self._stream.write(message)
 
     async def until(self, condition: Callable[[AgentView], bool]) -> AgentView:
         async with asyncio.timeout(DEADLINE_S), self._changed:

@@ -14,7 +14,7 @@ from tessera_wire.policy.v1.policy_pb2 import AgentMessage, Hello, Interest, Upd
 
 from services.runtime.clock import SystemClock
 from services.runtime.errors import Invalid
-from services.runtime.tracing import current_traceparent, span
+from services.runtime.tracing import span
 from services.store.memory import MemoryStore
 from services.wire.client import channel, translate
 from tests.fakes import cluster_keys as keys
@@ -22,6 +22,7 @@ from tests.fakes.policy_agent import policy_agent
 from tests.fakes.running_policyd import Running, running_policyd
 
 WEB, API = 1001, 1002
+TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 WEB_KEY = keys.identity(WEB, keys.pod("web"))
 API_KEY = keys.identity(API, keys.pod("api"))
 
@@ -119,11 +120,10 @@ async def test_a_compacted_watch_costs_no_snapshot(policyd: Running) -> None:
 async def test_the_trace_of_the_request_arrives_with_the_update(policyd: Running) -> None:
     await policyd.put(API_KEY)
     async with policy_agent(policyd.target, "n1", API) as agent:
-        with span("test"):
-            trace_id = current_traceparent().split("-")[1:2]
+        with span("test", traceparent=f"00-{TRACE_ID}-b7ad6b7169203331-01"):
             applied = await policyd.apply(keys.allow("api", "api", "web"))
         view = await agent.reached(applied.revision)
-    assert [each.split("-")[1] for each in view.traceparents] == trace_id
+    assert [each.split("-")[1] for each in view.traceparents] == [TRACE_ID]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,40 @@
+"""The web application: routes, spans, errors, /metrics and /healthz."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from services.apid.backends import Backends
+from services.apid.errors import MAX_BODY_BYTES, Handler, problems
+from services.apid.handlers import Handlers
+from services.apid.openapi import document
+from services.apid.routes import table
+from services.runtime import health
+from services.runtime.tracing import TRACEPARENT, span
+
+
+def application(backends: Backends) -> web.Application:
+    app = web.Application(middlewares=[traced, problems], client_max_size=MAX_BODY_BYTES)
+    routes = table(Handlers(backends))
+    described = msgspec.json.encode(document(routes))
+
+    async def openapi(_request: web.Request) -> web.Response:
+        return web.Response(body=described, content_type="application/json")
+
+    for route in routes:
+        app.router.add_route(route.method, route.path, route.handler)
+    app.router.add_get("/v1/openapi.json", openapi)
+    app.add_routes(health.routes())
+    return app
+
+
+@web.middleware
+async def traced(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Continues the trace of the request's traceparent; named by the route, not by the path."""
+    resource = request.match_info.route.resource
+    name = resource.canonical if resource is not None else "unknown path"
+    with span(f"{request.method} {name}", request.headers.get(TRACEPARENT)) as current:
+        response = await handler(request)
+        current.set_attribute("http.response.status_code", response.status)
+        return response
