@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -74,19 +74,35 @@ def apply_all(door: Client, request: Request, traceparent: str, wait_s: float) -
         if trial.refused:
             return trial
     outcome = _send(door, request, headers, dry_run=request.dry_run)
-    if outcome.refused or request.dry_run or not wait_s:
+    if outcome.refused or request.dry_run:
         return outcome
-    return waited(door, outcome, wait_s)
+    outcome = _with_states(door, outcome)
+    return waited(door, outcome, wait_s) if wait_s else outcome
+
+
+def _with_states(door: Client, outcome: Outcome) -> Outcome:
+    """Accepted is not enforced: the server says so of the stored policy, not of the request."""
+    kinds = {policy.kind for policy in outcome.policies}
+    query = {"kind": kinds.pop()} if len(kinds) == 1 else {}
+    stored = views.decode(door.get("/v1/policies", query), views.StoredPolicies).policies
+    states = {(one.kind, one.namespace, one.name): one.state for one in stored}
+    policies = tuple(
+        msgspec.structs.replace(one, state=states.get((one.kind, one.namespace, one.name), ""))
+        for one in outcome.policies
+    )
+    return replace(outcome, policies=policies)
 
 
 def waited(door: Client, outcome: Outcome, wait_s: float) -> Outcome:
+    """What changed nothing waits for what is stored: an earlier change may still be on its way."""
+    revision = outcome.revision or views.decode(door.get("/v1/nodes"), views.Nodes).revision
     body = door.get(
         "/v1/policies/wait",
-        {"revision": outcome.revision, "timeout_s": f"{wait_s:g}"},
+        {"revision": revision, "timeout_s": f"{wait_s:g}"},
         deadline_s=wait_s + WAIT_SLACK_S,
     )
     realised = views.decode(body, views.Realised)
-    return Outcome(outcome.revision, outcome.policies, outcome.problems, realised=realised)
+    return replace(outcome, revision=revision, realised=realised)
 
 
 def _send(door: Client, request: Request, headers: Mapping[str, str], *, dry_run: bool) -> Outcome:
@@ -127,25 +143,30 @@ def _answer(reply: Reply) -> views.Applied:
     return applied
 
 
-def delete_one(door: Client, kind: str, namespace: str, name: str) -> Outcome:
-    scope = "_" if kind in CLUSTER_SCOPED else segment(namespace)
-    body = door.request("DELETE", f"/v1/policies/{kind}/{scope}/{segment(name)}")
-    applied = views.decode(body, views.Applied)
-    return Outcome(applied.revision, applied.policies)
+def delete_one(door: Client, ref: views.PolicyName, author: str) -> Outcome:
+    scope = "_" if ref.kind in CLUSTER_SCOPED else segment(ref.namespace)
+    path = f"/v1/policies/{ref.kind}/{scope}/{segment(ref.name)}"
+    deleted = views.decode(door.request("DELETE", path, {"author": author}), views.Deleted)
+    return Outcome(deleted.revision, deleted.policies)
 
 
-def delete_all(door: Client, manifests: Sequence[Manifest], namespace: str) -> Outcome:
+def delete_all(
+    door: Client, manifests: Sequence[Manifest], namespace: str, author: str
+) -> tuple[Outcome, tuple[views.PolicyName, ...]]:
+    """What was deleted, and what was named and is not there."""
     revision = 0
     policies: list[views.AppliedPolicy] = []
+    absent: list[views.PolicyName] = []
     for manifest in manifests:
-        query = {"namespace": namespace, "source": manifest.source}
+        query = {"namespace": namespace, "source": manifest.source, "author": author}
         body = door.request(
             "POST", "/v1/policies/delete", query, manifest.text, {"content-type": _YAML}
         )
-        applied = views.decode(body, views.Applied)
-        revision = max(revision, applied.revision)
-        policies += applied.policies
-    return Outcome(revision, tuple(policies))
+        deleted = views.decode(body, views.Deleted)
+        revision = max(revision, deleted.revision)
+        policies += deleted.policies
+        absent += deleted.not_found
+    return Outcome(revision, tuple(policies)), tuple(absent)
 
 
 def _why(node: views.NodeState) -> str:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Network policies.")
 
+Wait = Annotated[bool, typer.Option("--wait", help="Until every node has realised it.")]
+Timeout = Annotated[str, typer.Option(help="For --wait: 30s, 2m.")]
 Files = Annotated[
     list[str],
     typer.Option("-f", "--file", help="File, directory or - ; repeatable.", metavar="PATH"),
@@ -33,8 +35,8 @@ def apply(
     file: Files,
     *,
     namespace: Namespace = "default",
-    wait: Annotated[bool, typer.Option("--wait", help="Until every node has realised it.")] = False,
-    timeout: Annotated[str, typer.Option(help="For --wait: 30s, 2m.")] = "30s",
+    wait: Wait = False,
+    timeout: Timeout = "30s",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge, store nothing.")] = False,
     author: Annotated[str, typer.Option(help="Recorded with the change.")] = "",
     server: Server = DEFAULT_SERVER,
@@ -110,26 +112,39 @@ def delete(
         list[str] | None,
         typer.Option("-f", "--file", help="Delete what these name; repeatable.", metavar="PATH"),
     ] = None,
+    *,
     namespace: Namespace = "default",
+    wait: Wait = False,
+    timeout: Timeout = "30s",
     server: Server = DEFAULT_SERVER,
     output: Output = Format.TABLE,
 ) -> None:
     """Delete policies by name, or those that files describe."""
-    from services.cli import client, manifests
-    from services.cli.apply import delete_all, delete_one
+    from services.cli import client, manifests, views
+    from services.cli.apply import delete_all, delete_one, waited
     from services.runtime.errors import Invalid
 
-    door = client.server(server)
+    door, author = client.server(server), getpass.getuser()
+    deadline_s = manifests.seconds(timeout)
+    absent: tuple[views.PolicyName, ...] = ()
     if file and not kind:
-        outcome = delete_all(door, manifests.read(file), namespace)
+        outcome, absent = delete_all(door, manifests.read(file), namespace, author)
     elif kind and name and not file:
-        outcome = delete_one(door, manifests.kind_named(kind), namespace, name)
+        kind = manifests.kind_named(kind)
+        where = "" if kind in manifests.CLUSTER_SCOPED else namespace
+        outcome = delete_one(door, views.PolicyName(kind, name, where), author)
     else:
         raise Invalid("name a policy (tessera policy delete cnp NAME -n NAMESPACE) or files (-f)")
+    if wait and outcome.policies:
+        outcome = waited(door, outcome, deadline_s)
     if output is Format.JSON:
         write_json(outcome.to_json())
     else:
         _tell(outcome, dry_run=False)
+    for one in absent:
+        note(f"{one} was not there")
+    if outcome.failed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -104,6 +104,12 @@ class Applied(Struct, frozen=True):
     problems: tuple[Problem, ...] = ()
 
 
+class Deleted(Struct, frozen=True):
+    revision: int = 0
+    policies: tuple[AppliedPolicy, ...] = ()
+    not_found: tuple[PolicyName, ...] = ()
+
+
 class StoredPolicy(PolicyName, frozen=True):
     manifest: str = ""
     revision: int = 0
@@ -127,6 +133,11 @@ class NodeState(Struct, frozen=True):
     connected: bool = False
     realised: int = 0
     reason: str = ""
+
+
+class Nodes(Struct, frozen=True):
+    nodes: tuple[NodeState, ...]
+    revision: int
 
 
 class Realised(Struct, frozen=True):

@@ -158,7 +158,7 @@ def _take_down(doors: Doors) -> None:
                 )
         for policy in _policies(doors.server):
             if policy.author == scenario.AUTHOR:
-                delete_one(doors.server, policy.kind, policy.namespace, policy.name)
+                delete_one(doors.server, policy, scenario.AUTHOR)
     finally:
         netns.remove_all()
 
@@ -268,7 +268,8 @@ async def _send(probe: Probe, source: Station, target: str) -> Sent:
 
 
 def _withdraw(server: Client) -> None:
-    outcome = waited(server, delete_one(server, *scenario.STREAM_POLICY), REALISED_DEADLINE_S)
+    deleted = delete_one(server, scenario.STREAM_POLICY, scenario.AUTHOR)
+    outcome = waited(server, deleted, REALISED_DEADLINE_S)
     if outcome.failed:
         raise Retry(outcome.realised_line())
 

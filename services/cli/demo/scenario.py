@@ -15,6 +15,7 @@ from enum import StrEnum
 from importlib import resources
 
 from services.cli.manifests import Manifest
+from services.cli.views import PolicyName
 
 HOST = "host"
 # TEST-NET-2 (RFC 5737): nobody's real network.
@@ -119,7 +120,7 @@ PROBES = (
 # Opened before STREAM_POLICY is deleted, used again afterwards.
 STREAM = Probe("shop/frontend", "shop/api", 8081, "TCP", _PASS)
 STREAM_CUT = Probe("shop/frontend", "shop/api", 8081, "TCP", _DROP)
-STREAM_POLICY = ("CiliumNetworkPolicy", "shop", "api-stream")
+STREAM_POLICY = PolicyName("CiliumNetworkPolicy", "api-stream", "shop")
 
 
 # Where a manifest that names no namespace is applied, if not in `default`: a namespaced policy

@@ -14,6 +14,8 @@ kind: CiliumNetworkPolicy
 metadata: {name: api}
 spec: {endpointSelector: {}, ingress: [{}]}
 """
+STORED = ("GET", "/v1/policies")
+LISTED = (200, b'{"policies":[]}')
 APPLIED = {"kind": "CiliumNetworkPolicy", "namespace": "shop", "name": "api", "action": "created"}
 
 
@@ -116,19 +118,49 @@ def test_apply_sends_the_file_its_name_and_a_trace(tmp_path):
     path = tmp_path / "p.yaml"
     path.write_bytes(POLICY)
     answer = {"revision": 7, "policies": [APPLIED], "problems": []}
-    with http_door({("POST", "/v1/policies"): (200, encoded(answer))}) as door:
+    answers = {("POST", "/v1/policies"): (200, encoded(answer)), STORED: LISTED}
+    with http_door(answers) as door:
         done = tessera("policy", "apply", "-f", path, "-n", "shop", "--server", door.address)
     assert done.returncode == 0, done.stderr
     assert b"CiliumNetworkPolicy shop/api created" in done.stdout
-    (asked,) = door.asked
+    asked = door.asked[0]
     assert asked.body == POLICY
     assert (asked.query["source"], asked.query["namespace"]) == (str(path), "shop")
     assert asked.headers["traceparent"].startswith("00-")
 
 
+def test_what_is_kept_but_not_enforced_is_said_at_once(tmp_path):
+    (tmp_path / "p.yaml").write_bytes(POLICY)
+    stored = APPLIED | {"state": "not enforced yet: host firewall"}
+    answers = {
+        ("POST", "/v1/policies"): (200, encoded({"revision": 7, "policies": [APPLIED]})),
+        STORED: (200, encoded({"policies": [stored]})),
+    }
+    with http_door(answers) as door:
+        done = tessera("policy", "apply", "-f", tmp_path, "--server", door.address)
+    assert b"shop/api created  (not enforced yet: host firewall)" in done.stdout
+
+
+def test_waiting_for_what_changed_nothing_waits_for_what_is_stored(tmp_path):
+    (tmp_path / "p.yaml").write_bytes(POLICY)
+    unchanged = {"revision": 0, "policies": [APPLIED | {"action": "unchanged"}]}
+    node = {"node": "n1", "connected": True, "realised": 41, "reason": ""}
+    answers = {
+        ("POST", "/v1/policies"): (200, encoded(unchanged)),
+        STORED: LISTED,
+        ("GET", "/v1/nodes"): (200, encoded({"nodes": [node], "revision": 41})),
+        ("GET", "/v1/policies/wait"): (200, encoded({"done": True, "nodes": [node]})),
+    }
+    with http_door(answers) as door:
+        done = tessera("policy", "apply", "-f", tmp_path, "--wait", "--server", door.address)
+    assert b"1 of 1 nodes realised revision 41" in done.stdout
+    assert door.asked[-1].query["revision"] == "41"
+
+
 def test_apply_reads_standard_input():
     answer = {"revision": 7, "policies": [APPLIED], "problems": []}
-    with http_door({("POST", "/v1/policies"): (200, encoded(answer))}) as door:
+    answers = {("POST", "/v1/policies"): (200, encoded(answer)), STORED: LISTED}
+    with http_door(answers) as door:
         tessera("policy", "apply", "-f", "-", "--server", door.address, stdin=POLICY)
     assert (door.asked[0].query["source"], door.asked[0].body) == ("stdin", POLICY)
 
@@ -158,6 +190,7 @@ def test_waiting_in_vain_names_the_node_and_its_reason(tmp_path, output):
     answers = {
         ("POST", "/v1/policies"): (200, encoded({"revision": 7, "policies": [APPLIED]})),
         ("GET", "/v1/policies/wait"): (200, encoded(waited)),
+        STORED: LISTED,
     }
     with http_door(answers) as door:
         done = tessera(
