@@ -1,0 +1,315 @@
+"""Lifecycles on memory tables: a fake machine and control plane, no kernel."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
+
+import pytest
+
+from datapath.agent.endpoints import Endpoints, Wanted
+from datapath.agent.enforcement import Enforcement
+from datapath.agent.record import EndpointRecord, State
+from datapath.agent.view import Update, View
+from datapath.links import VethInfo
+from datapath.maps.tables import Tables
+from services.policy.clauses import LocalPolicy
+from services.runtime.clock import SystemClock
+from services.runtime.errors import Conflict, Exhausted, Invalid, NotFound, Retry, TesseraError
+
+
+class FakeIdentities:
+    def __init__(self) -> None:
+        self.references: set[int] = set()
+        self.announced: dict[str, int] = {}
+        self.numbers: dict[tuple[str, ...], int] = {}
+        self.fails: dict[str, TesseraError] = {}
+        self.shift = 0
+
+    def _check(self, what: str) -> None:
+        if what in self.fails:
+            raise self.fails[what]
+
+    async def allocate(self, labels, previous=0):
+        await asyncio.sleep(0)
+        self._check("allocate")
+        number = self.numbers.setdefault(labels, 1000 + len(self.numbers)) + self.shift
+        self.references.add(number)
+        await asyncio.sleep(0)
+        return number
+
+    reallocate = allocate
+
+    async def release(self, identities):
+        await asyncio.sleep(0)
+        self._check("release")
+        self.references -= set(identities)
+        await asyncio.sleep(0)
+
+    async def announce(self, items):
+        self._check("announce")
+        self.announced |= {item.ip: item.identity for item in items}
+
+    async def withdraw(self, ips):
+        self._check("withdraw")
+        for ip in ips:
+            self.announced.pop(ip, None)
+
+
+class FakeAddresses:
+    def __init__(self) -> None:
+        self.held: dict[tuple[str, str], int] = {}
+        self.fails: TesseraError | None = None
+        self.next = 0x0A000001
+
+    async def allocate(self, record):
+        if self.fails:
+            raise self.fails
+        self.next += record.key not in self.held
+        return self.held.setdefault(record.key, self.next)
+
+    async def release(self, record):
+        self.held.pop(record.key, None)
+
+
+class FakePolicies:
+    """Every wanted identity gets an open policy, unless `withheld`."""
+
+    def __init__(self, enforcement: Enforcement) -> None:
+        self.enforcement = enforcement
+        self.wanted: list[int] = []
+        self.withheld = False
+
+    def want(self, identity):
+        self.wanted.append(identity)
+
+    def unwant(self, identity):
+        self.wanted.remove(identity)
+        if identity not in self.wanted:
+            self.enforcement.realise([Update(1, local_policies_removed=(identity,))])
+
+    async def in_force(self, identity, timeout):
+        await asyncio.sleep(0)
+        if self.withheld:
+            raise Retry("no policy")
+        policy = LocalPolicy(identity, True, True, (), (), ())
+        self.enforcement.realise([Update(1, local_policies=(policy,))])
+
+
+@dataclass
+class FakeMachine:
+    namespaces: set[str] = field(default_factory=lambda: {"a", "b", "c"})
+    links: dict[str, int] = field(default_factory=dict)
+    attached: set[str] = field(default_factory=set)
+    up: set[str] = field(default_factory=set)
+    forgotten: list[int] = field(default_factory=list)
+    fails: dict[str, TesseraError] = field(default_factory=dict)
+    count: int = 0
+
+    def _check(self, what: str) -> None:
+        if what in self.fails:
+            raise self.fails[what]
+
+    def netns_exists(self, netns: str) -> bool:
+        return netns in self.namespaces
+
+    def create_veth(self, record: EndpointRecord, address: IPv4Address) -> VethInfo:
+        self._check("create_veth")
+        self.count += 1
+        self.links[record.outer] = self.count
+        return VethInfo(self.count, b"\x04" * 6, b"\x02" * 6)
+
+    def attach(self, ifindex: int, outer: str) -> None:
+        self._check("attach")
+        self.attached.add(outer)
+
+    def set_up(self, outer: str, address: IPv4Address, mac: bytes) -> None:
+        self._check("set_up")
+        assert outer in self.attached
+        self.up.add(outer)
+
+    def delete_veth(self, outer: str) -> bool:
+        self.up.discard(outer)
+        return self.links.pop(outer, None) is not None
+
+    def detach(self, outer: str) -> None:
+        self.attached.discard(outer)
+
+    def forget_flows(self, address: int) -> int:
+        self.forgotten.append(address)
+        return 0
+
+
+class Node:
+    def __init__(self) -> None:
+        self.tables = Tables.memory()
+        self.enforcement = Enforcement(self.tables, View(), own_nodes=frozenset())
+        self.enforcement.recover({})
+        self.identities = FakeIdentities()
+        self.addresses = FakeAddresses()
+        self.policies = FakePolicies(self.enforcement)
+        self.machine = FakeMachine()
+        self.saved: tuple[EndpointRecord, ...] = ()
+        self.endpoints = self.start()
+
+    def start(self, records: tuple[EndpointRecord, ...] = ()) -> Endpoints:
+        return Endpoints(
+            node="n1",
+            identities=self.identities,
+            addresses=self.addresses,
+            policies=self.policies,
+            rows=self.enforcement,
+            machine=self.machine,
+            save=self._save,
+            clock=SystemClock(),
+            records=records,
+        )
+
+    async def _save(self) -> None:
+        self.saved = self.endpoints.records
+
+    def nothing_left(self) -> None:
+        for table in ("endpoints", "local4", "ipcache4", "policy_peer", "policy_port"):
+            assert not list(getattr(self.tables, table).items()), table
+        assert not self.identities.references
+        assert not self.identities.announced
+        assert not self.addresses.held
+        assert not self.policies.wanted
+        assert not self.machine.links
+        assert not self.machine.attached
+        assert not self.endpoints.records
+        assert not self.saved
+
+
+def wanted(name: str = "x", netns: str = "a", *labels: str) -> Wanted:
+    return Wanted("shop", name, labels or ("k8s:app=x",), netns, "eth0")
+
+
+async def test_a_created_endpoint_is_ready_saved_announced_and_up() -> None:
+    node = Node()
+    made = await node.endpoints.create(wanted())
+    assert made.state is State.READY
+    assert node.saved == (made,)
+    assert node.identities.announced == {made.ip: made.identity}
+    assert node.machine.up == {made.outer}
+    assert dict(node.tables.local4.items())[made.address].ifindex == made.ifindex
+
+
+async def test_a_deleted_endpoint_leaves_no_trace() -> None:
+    node = Node()
+    made = await node.endpoints.create(wanted())
+    await node.endpoints.delete(made.ref)
+    node.nothing_left()
+    assert node.machine.forgotten == [made.address]
+
+
+BROKEN = {
+    "identity": lambda n: n.identities.fails.update(allocate=Exhausted("x")),
+    "address": lambda n: setattr(n.addresses, "fails", Exhausted("x")),
+    "veth": lambda n: n.machine.fails.update(create_veth=Conflict("x")),
+    "programs": lambda n: n.machine.fails.update(attach=NotFound("x")),
+    "policy": lambda n: setattr(n.policies, "withheld", True),
+    "announcement": lambda n: n.identities.fails.update(announce=Retry("x")),
+    "carrier": lambda n: n.machine.fails.update(set_up=NotFound("x")),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+async def test_whatever_fails_nothing_is_left(what: str) -> None:
+    node = Node()
+    BROKEN[what](node)
+    with pytest.raises(TesseraError):
+        await node.endpoints.create(wanted())
+    node.nothing_left()
+
+
+async def test_names_and_interfaces_are_taken_once() -> None:
+    node = Node()
+    await node.endpoints.create(wanted("x", "a"))
+    with pytest.raises(Conflict, match="shop/x exists"):
+        await node.endpoints.create(wanted("x", "b"))
+    with pytest.raises(Conflict, match="eth0 of a belongs"):
+        await node.endpoints.create(wanted("y", "a"))
+    with pytest.raises(Invalid, match="no-such"):
+        await node.endpoints.create(wanted("y", "no-such"))
+
+
+async def test_two_creations_of_one_name_make_one() -> None:
+    node = Node()
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(attempt(node, "x", ns)) for ns in ("a", "b")]
+    assert sorted(isinstance(t.result(), Conflict) for t in tasks) == [False, True]
+
+
+async def attempt(node: Node, name: str, netns: str) -> object:
+    try:
+        return await node.endpoints.create(wanted(name, netns))
+    except TesseraError as error:
+        return error
+
+
+async def test_a_shared_identity_outlives_one_of_its_endpoints() -> None:
+    node = Node()
+    first = await node.endpoints.create(wanted("x", "a"))
+    second = await node.endpoints.create(wanted("y", "b"))
+    assert first.identity == second.identity
+    await node.endpoints.delete(first.ref)
+    assert node.identities.references == {second.identity}
+    await node.endpoints.delete(second.ref)
+    node.nothing_left()
+
+
+async def test_an_identity_released_and_asked_for_at_once_keeps_its_reference() -> None:
+    for _ in range(20):
+        node = Node()
+        old = await node.endpoints.create(wanted("x", "a"))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(node.endpoints.delete(old.ref))
+            new = group.create_task(node.endpoints.create(wanted("y", "b")))
+        assert node.identities.references == {new.result().identity}
+        assert [r.name for r in node.endpoints.records] == ["y"]
+        rows = dict(node.tables.endpoints.items())
+        assert [row.ipv4 for row in rows.values()] == [new.result().address]
+
+
+async def test_a_deletion_while_the_control_plane_is_away_is_finished_later() -> None:
+    node = Node()
+    made = await node.endpoints.create(wanted())
+    node.identities.fails["withdraw"] = Retry("away")
+    await node.endpoints.delete(made.ref)
+    assert not list(node.tables.endpoints.items())
+    assert not node.machine.links
+    assert [r.state for r in node.saved] == [State.RELEASING]
+    with pytest.raises(NotFound):
+        node.endpoints.find(made.ref)
+    node.identities.fails.clear()
+    again = await node.endpoints.create(wanted("x", "b"))
+    await node.endpoints.delete(again.ref)
+    node.nothing_left()
+
+
+async def test_what_was_half_made_when_the_agent_was_killed_is_cleared() -> None:
+    node = Node()
+    made = await node.endpoints.create(wanted())
+    half = replace(made, state=State.CREATING)
+    node.enforcement.remove_endpoint(made.ifindex)
+    node.policies.unwant(made.identity)
+    node.endpoints = node.start((half,))
+    await node.endpoints.clear_leftovers(lambda _: True)
+    node.nothing_left()
+
+
+async def test_a_new_number_after_a_lost_lease_takes_over_without_a_gap() -> None:
+    node = Node()
+    made = await node.endpoints.create(wanted())
+    node.identities.references.clear()
+    node.identities.announced.clear()
+    node.identities.shift = 500
+    await node.endpoints.republish()
+    (record,) = node.endpoints.records
+    assert record.identity == made.identity + 500
+    assert node.identities.announced == {made.ip: record.identity}
+    (row,) = [row for _, row in node.tables.endpoints.items()]
+    assert row.identity == record.identity
+    assert node.policies.wanted == [record.identity]
