@@ -38,6 +38,8 @@ PRESSURE: Final = 0.8
 PRESSED_GRACE_S: Final = 30.0
 # Idle numbers are looked at this often at least, since pressure may shorten their grace.
 LONGEST_SLEEP_S: Final = 15.0
+# Numbers that become idle one after another are collected together.
+SHORTEST_SLEEP_S: Final = 0.1
 # References lost within the span: above the share, a failure is likelier than a scale-down.
 LOSS_SPAN_S: Final = 60.0
 LOSS_SHARE: Final = 0.2
@@ -138,7 +140,7 @@ class Collector:
             await self._view.idle_news()
             return
         wait_s = first + self._grace_now_s() - now_s
-        await self._clock.sleep(min(max(wait_s, 0.0), LONGEST_SLEEP_S))
+        await self._clock.sleep(min(max(wait_s, SHORTEST_SLEEP_S), LONGEST_SLEEP_S))
 
     async def _collect(self, due: list[NumericIdentity]) -> None:
         items: list[Collectable] = []

@@ -49,9 +49,17 @@ class _Known:
 
 
 class IdentityView:
-    def __init__(self, store: Store, free: FreeNumbers, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: Store,
+        free: FreeNumbers,
+        clock: Clock,
+        *,
+        sync_wait_s: float = SYNC_WAIT_S,
+    ) -> None:
         self._store = store
         self._clock = clock
+        self._sync_wait_s = sync_wait_s
         self.free = free
         self._synced = asyncio.Event()
         self._idle_news = asyncio.Event()
@@ -86,7 +94,7 @@ class IdentityView:
         if self._synced.is_set():
             return
         try:
-            async with asyncio.timeout(SYNC_WAIT_S):
+            async with asyncio.timeout(self._sync_wait_s):
                 await self._synced.wait()
         except TimeoutError:
             raise Retry(
