@@ -179,7 +179,7 @@ async def _keep_etcd(etcd: EmbeddedEtcd, clock: Clock, say: Say) -> None:
         await etcd.wait()
         deaths += 1
         pause_s = backoff_s(deaths)
-        say(f"etcd ended: {etcd.last_words() or 'it said nothing'}; restarting in {pause_s:g} s")
+        say(f"etcd ended, see {etcd.log_file}; restarting in {pause_s:g} s")
         await clock.sleep(pause_s)
         try:
             await etcd.start()

@@ -84,9 +84,10 @@ class Keeper:
                 in_a_row = 1 if settled else in_a_row + 1
                 self.deaths += 1
                 pause_s = backoff_s(in_a_row)
+                # Killed from outside: what it happened to say last is no reason.
+                words = f": {last_words(self.command.log_file)}" if code >= 0 else ""
                 self.report(
-                    f"{self.command.name} {_ending(code)}: {last_words(self.command.log_file)}; "
-                    f"restarting in {pause_s:g} s"
+                    f"{self.command.name} {_ending(code)}{words}; restarting in {pause_s:g} s"
                 )
                 await self.clock.sleep(pause_s)
         finally:
