@@ -134,6 +134,7 @@ class Enforcement:
             "slots": len(self._slots),
             "classes": len({n for slot in self._slots.values() for n in slot.classes if n}),
             "peer_rows": sum(len(slot.held) for slot in self._slots.values()),
+            "peer_capacity": self._tables.policy_peer.max_entries,
             "identities": len(self._known),
             "endpoints": len(self._endpoints),
         }
@@ -143,7 +144,8 @@ class Enforcement:
     def realise(self, batch: Sequence[Update]) -> Realised:
         """One whole batch (see View.apply) into the tables. Never raises for a full table: the
         failure is in the answer, and what did not fit is tried again with every later batch."""
-        with span("agent.realise", traceparent=batch[-1].traceparent or None) as current:
+        cause = next((update.traceparent for update in batch if update.traceparent), None)
+        with span("agent.realise", traceparent=cause) as current:
             change = self.view.apply(batch)
             with span("maps.write") as writing:
                 rows = self._carry_out(

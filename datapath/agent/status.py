@@ -89,6 +89,7 @@ class Status:
         gauge("tessera_agent_policy_slots", "Policy slots in use", "slots")
         gauge("tessera_agent_policy_classes", "Distinct sets of port rows", "classes")
         gauge("tessera_agent_policy_peer_rows", "Rows of the policy_peer map", "peer_rows")
+        gauge("tessera_agent_policy_peer_capacity", "Rows it has room for", "peer_capacity")
 
         def revision(_options: CallbackOptions) -> Iterable[Observation]:
             yield Observation(self.subscription.realised.revision)
