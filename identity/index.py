@@ -53,11 +53,14 @@ class Postings:
             for label in labels:
                 grouped[label].append(number)
         self.everyone.update(identities)
+        # Many labels hold few identities each, few keys hold many: keys are united once.
+        of_key: defaultdict[tuple[str, str], list[NumericIdentity]] = defaultdict(list)
         for (source, key, value), numbers in grouped.items():
-            batch = BitMap(numbers)
-            _unite(self._by_value, (key, value), batch)
-            _unite(self._by_key, key, batch)
-            _unite(self._by_sourced_key, (source, key), batch)
+            _unite(self._by_value, (key, value), numbers)
+            of_key[source, key] += numbers
+        for (source, key), numbers in of_key.items():
+            _unite(self._by_key, key, numbers)
+            _unite(self._by_sourced_key, (source, key), numbers)
 
     def _add_each(self, identities: Mapping[NumericIdentity, Labels]) -> None:
         for number, labels in identities.items():
@@ -119,12 +122,15 @@ class Postings:
 _NOBODY: Final = BitMap()
 
 
-def _unite(held: dict[K, BitMap], at: K, batch: BitMap) -> None:
+def _unite(held: dict[K, BitMap], at: K, numbers: list[NumericIdentity]) -> None:
     known = held.get(at)
     if known is None:
-        held[at] = batch.copy()
+        held[at] = BitMap(numbers)
+    elif len(numbers) <= _FEW:
+        for number in numbers:
+            known.add(number)
     else:
-        known |= batch
+        known |= BitMap(numbers)
 
 
 def _insert(held: dict[K, BitMap], at: K, number: NumericIdentity) -> None:
