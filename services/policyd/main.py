@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 
 import grpc.aio
@@ -43,7 +44,8 @@ class Policyd:
     """The parts, wired."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
-        self.store = store
+        self._store = store
+        self._clock = clock
         self.pulse = Pulse()
         # Whether a node's own host is let in is that node's configuration; its agent adds it.
         self.state = State(Resolver(ResolverSettings(allow_localhost=False)))
@@ -61,14 +63,21 @@ class Policyd:
     def checks(self) -> Mapping[str, str]:
         return {"view": "ok" if self.state.synced else "waiting for the store"}
 
-    async def run(self, listen: str) -> None:
-        """Until cancelled, or until the view cannot go on (see View.follow)."""
+    @asynccontextmanager
+    async def following(self) -> AsyncIterator[None]:
+        """Entered once the view is complete. Ends what runs inside, and raises, when the view
+        cannot go on (see View.follow)."""
         async with asyncio.TaskGroup() as group:
-            following = group.create_task(self.view.follow(self.store))
-            await self.view.synced()
-            async with serve(listen, self.register) as bound:
-                log.info("policyd.serving", listen=bound.target)
-                await following
+            tasks = (
+                group.create_task(self.view.follow(self._store)),
+                group.create_task(self.distributor.wake_subscribers(self._clock)),
+            )
+            try:
+                await self.view.synced()
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
 
 
 def observe(policyd: Policyd) -> None:
@@ -103,8 +112,13 @@ async def serve_until_stopped(config: PolicydConfig) -> None:
     async with open_store(config.etcd) as store:
         policyd = Policyd(store, SystemClock())
         observe(policyd)
-        async with process.serve_metrics(config.metrics_listen, policyd.checks):
-            await policyd.run(config.listen)
+        async with (
+            process.serve_metrics(config.metrics_listen, policyd.checks),
+            policyd.following(),
+            serve(config.listen, policyd.register) as bound,
+        ):
+            log.info("policyd.serving", listen=bound.target)
+            await asyncio.Event().wait()
 
 
 def main(argv: Sequence[str]) -> None:

@@ -150,7 +150,8 @@ class State:
             self._resolved(self.resolver.set_policy(found.policy, found.rule_base), gathering)
         self.broken.pop(ref, None)
         self.policies[ref] = found
-        log.info("policy.set", policy=str(ref), revision=found.revision)
+        if self.synced:
+            log.info("policy.set", policy=str(ref), revision=found.revision)
 
     def _trace(self, found: Stored) -> AbstractContextManager[object]:
         if not self.synced:

@@ -95,6 +95,10 @@ class Subscription:
     def wake(self) -> None:
         self._woken.set()
 
+    @property
+    def is_woken(self) -> bool:
+        return self._woken.is_set()
+
     async def woken(self) -> None:
         await self._woken.wait()
 

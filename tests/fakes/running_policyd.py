@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -63,13 +62,9 @@ class Running:
 async def running_policyd(store: MemoryStore, folder: Path) -> AsyncIterator[Running]:
     """The store outlives it, so that one can follow another on the same socket."""
     policyd = Policyd(store, SystemClock())
-    async with asyncio.TaskGroup() as group:
-        following = group.create_task(policyd.view.follow(store))
-        await policyd.view.synced()
-        async with (
-            serve(f"unix://{folder}/policyd.sock", policyd.register) as bound,
-            channel(bound.target) as dialled,
-        ):
-            admin = policy_pb2_grpc.PolicyAdminStub(dialled)
-            yield Running(store, policyd, bound.target, admin)
-        following.cancel()
+    async with (
+        policyd.following(),
+        serve(f"unix://{folder}/policyd.sock", policyd.register) as bound,
+        channel(bound.target) as dialled,
+    ):
+        yield Running(store, policyd, bound.target, policy_pb2_grpc.PolicyAdminStub(dialled))
