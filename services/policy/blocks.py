@@ -15,6 +15,7 @@ from enum import IntEnum
 from heapq import heappop, heappush
 
 from services.policy.clauses import RULE_NONE, Action, RuleId
+from services.policy.l7 import NO_PROXY, Auth, ProxySet
 
 PORT_BITS = 16
 LAST_PORT = (1 << PORT_BITS) - 1
@@ -26,14 +27,21 @@ class Verdict(IntEnum):
     NONE = 0
     ALLOW = 1
     DENY = 2
+    REDIRECT = 3
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class PortAnswer:
-    """What is decided and by which clause. NONE carries RULE_NONE: default deny."""
+    """What is decided and by which clause. NONE carries RULE_NONE: default deny.
+
+    proxy: what a proxy has to check; only of a REDIRECT. auth: the handshake that is asked for
+    before anything passes.
+    """
 
     verdict: Verdict
     rule_id: RuleId
+    proxy: ProxySet = NO_PROXY
+    auth: Auth = Auth.DISABLED
 
 
 NO_ANSWER = PortAnswer(Verdict.NONE, RULE_NONE)

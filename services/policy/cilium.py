@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Final
 
 from identity.selector import Selector
-from services.policy.clauses import Action, Direction, PortRange
-from services.policy.model import Peer, PolicyClause, Position, Rule, Stance
-from services.policy.peers import peer_fields, read_peers
-from services.policy.ports import read_ports_of
+from services.policy.clauses import Action, Direction
+from services.policy.features import Features
+from services.policy.l7 import Auth
+from services.policy.model import PolicyClause, Position, Rule, Stance
+from services.policy.peers import peer_fields, read_peers, read_requirements
+from services.policy.ports import ClausePorts, read_ports_of
+from services.policy.proxy_rules import Place
 from services.policy.reader import Cursor, Fields, one_of
 from services.policy.selectors import Scope, read_selector
 
@@ -28,7 +32,13 @@ _RULE_FIELDS: Final = (
     "description",
     "log",
 )
-_AUTH_MODES: Final = ("disabled", "required", "test-always-fail")
+_AUTH_MODES: Final = {
+    "disabled": Auth.DISABLED,
+    "required": Auth.SPIRE,
+    "test-always-fail": Auth.ALWAYS_FAIL,
+}
+
+_Requirement = tuple[Direction, Action, Selector]
 
 
 def read_specs(document: Fields, scope: Scope) -> tuple[Rule, ...]:
@@ -50,12 +60,13 @@ def read_rule(at: Cursor, scope: Scope) -> Rule | None:
         return None
     written = read_selector(selector_at)
     subject = written if on_nodes else scope.subject(written, selector_at)
-    clauses = tuple(_clauses(rule, scope, subject))
+    reading = _Reading(scope, subject, on_nodes)
+    clauses = tuple(_clauses(rule, reading))
     if (log := rule.get("log")) is not None:
         log.advise("log.value is not returned with flows yet; it is kept in the manifest")
     switches = _switches(rule)
     ingress, egress = (_stance(clauses, direction, switches) for direction in Direction)
-    return Rule(subject, on_nodes, ingress, egress, clauses)
+    return Rule(subject, on_nodes, ingress, egress, clauses, tuple(reading.requirements))
 
 
 def _subject_field(rule: Fields, scope: Scope) -> tuple[bool, Cursor | None]:
@@ -90,42 +101,66 @@ def _stance(
     return Stance.DEFAULT_ALLOW if switches.get(direction) is False else Stance.DEFAULT_DENY
 
 
-def _clauses(rule: Fields, scope: Scope, subject: Selector) -> Iterator[PolicyClause]:
+@dataclass(slots=True)
+class _Reading:
+    """What reading the clauses of one rule depends on, and what it gathers beside them."""
+
+    scope: Scope
+    subject: Selector
+    on_nodes: bool
+    requirements: list[_Requirement] = field(default_factory=list)
+
+
+def _clauses(rule: Fields, reading: _Reading) -> Iterator[PolicyClause]:
     for name, direction, action in _LISTS:
         for index, at in enumerate(rule.items(name) or ()):
-            clause = _clause(at, direction, action, scope, subject)
+            place = Place(direction, action is Action.DENY, reading.on_nodes)
+            clause = _clause(at, index, place, reading)
             if clause is not None:
-                peers, ports = clause
-                position = Position(at.place.line, at.place.column)
-                yield PolicyClause(direction, action, index, peers, ports, position)
+                yield clause
 
 
-def _clause(
-    at: Cursor, direction: Direction, action: Action, scope: Scope, subject: Selector
-) -> tuple[tuple[Peer, ...] | None, tuple[PortRange, ...] | None] | None:
-    deny = action is Action.DENY
+def _clause(at: Cursor, index: int, place: Place, reading: _Reading) -> PolicyClause | None:
+    direction, scope, subject = place.direction, reading.scope, reading.subject
+    action = Action.DENY if place.deny else Action.ALLOW
     known = (*peer_fields(direction), "toPorts", "icmps")
-    fields = at.fields(*known) if deny else at.fields(*known, "authentication")
+    fields = at.fields(*known) if place.deny else at.fields(*known, "authentication")
     if fields is None:
         return None
-    if not deny:
-        _authentication(fields)
+    auth = None if place.deny else _authentication(fields)
     peers = read_peers(fields, direction, scope, subject)
-    ports = read_ports_of(fields, deny=deny)
-    if peers is None and ports is None:
+    required = read_requirements(fields, direction, scope, subject)
+    reading.requirements += [(direction, action, selector) for selector in required]
+    ports = read_ports_of(fields, place)
+    _check_services(fields)
+    if peers is None and (ports is None or required):
         # Neither peers nor ports: a clause that grants nothing, unlike in a NetworkPolicy.
-        return (), None
-    return peers, ports
+        peers = ()
+    ranges = None if ports is None else ports.ranges
+    held = ports or ClausePorts()
+    position = Position(at.place.line, at.place.column)
+    return PolicyClause(
+        direction, action, index, peers, ranges, position, held.names, held.proxied, auth
+    )
 
 
-def _authentication(clause: Fields) -> None:
+def _check_services(clause: Fields) -> None:
+    services = clause.get("toServices")
+    if services is not None and services.items() and clause.items("toPorts"):
+        services.error("toServices brings its own ports; remove toPorts")
+
+
+def _authentication(clause: Fields) -> Auth | None:
     at = clause.get("authentication")
     fields = at.fields("mode") if at is not None else None
     mode_at = fields.require("mode", f"one of {', '.join(_AUTH_MODES)}") if fields else None
     mode = mode_at.text() if mode_at is not None else None
-    if mode_at is None or mode is None or mode == "disabled":
-        return
+    if mode_at is None or mode is None:
+        return None
     if mode not in _AUTH_MODES:
-        mode_at.error(f"authentication mode {one_of(_AUTH_MODES, mode)}")
-    else:
-        mode_at.error("authentication is not supported yet; remove it to allow without a handshake")
+        mode_at.error(f"authentication mode {one_of(tuple(_AUTH_MODES), mode)}")
+        return None
+    message = "authentication is not supported yet; remove it to allow without a handshake"
+    if mode != "disabled" and not mode_at.needs(Features.AUTHENTICATION, message):
+        return None
+    return _AUTH_MODES[mode]

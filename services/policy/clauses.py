@@ -10,6 +10,7 @@ from enum import IntEnum
 from typing import NewType
 
 from identity.numbers import NumericIdentity
+from services.policy.l7 import Auth, ProxyRule
 
 GroupId = NewType("GroupId", int)
 RuleId = NewType("RuleId", int)
@@ -31,6 +32,15 @@ class Direction(IntEnum):
 class Action(IntEnum):
     ALLOW = 1
     DENY = 2
+    PASS = 3  # of an ordered tier: leaves it for the next one
+
+
+class Tier(IntEnum):
+    """Ordered; the first that decides is final."""
+
+    ADMIN = 1
+    NETWORK_POLICY = 2
+    BASELINE = 3
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -42,12 +52,24 @@ class PortRange:
     hi: int
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class NamedPort:
+    """A container port by its name; which number it is depends on the endpoint."""
+
+    proto: int
+    name: str
+
+
 @dataclass(frozen=True, slots=True)
 class Clause:
     """One allow or deny clause as it applies to a local identity.
 
     groups: union of peer groups; empty means any peer, identity unknown included.
-    ports: union; empty means every protocol and port.
+    ports, names: union; both empty means every protocol and port.
+    proxy: what L7 asks of an allowed connection; None is nothing.
+    auth: None leaves it to wider clauses.
+    tier, order: where it stands in an ordered tier, lower first; all of the NETWORK_POLICY tier
+        stand together at order 0.
     """
 
     direction: Direction
@@ -55,6 +77,11 @@ class Clause:
     ports: tuple[PortRange, ...]
     action: Action
     rule_id: RuleId
+    names: tuple[NamedPort, ...] = ()
+    proxy: ProxyRule | None = None
+    auth: Auth | None = None
+    tier: Tier = Tier.NETWORK_POLICY
+    order: int = 0
 
 
 @dataclass(frozen=True, slots=True, order=True)

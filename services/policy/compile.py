@@ -4,15 +4,17 @@
 
 An answer is the content of one class of the datapath. Precedence is decided here, for each class
 and each distinct port block, so that the kernel never ranks rules: any deny -> DENY; else any allow
--> ALLOW; else NONE. Nothing here knows maps, slots or class numbers.
+with L7 -> REDIRECT; else any allow -> ALLOW; else NONE. Tiers and authentication are in ranked.py.
+Nothing here knows maps, slots or class numbers.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from operator import attrgetter
+from typing import Final
 
 from pyroaring import BitMap
 
@@ -22,6 +24,7 @@ from services.policy.blocks import (
     PORT_BITS,
     PortAnswer,
     Span,
+    Step,
     Verdict,
     blocks,
     decide,
@@ -34,8 +37,11 @@ from services.policy.clauses import (
     Direction,
     GroupId,
     LocalPolicy,
+    NamedPort,
     PortRange,
+    Tier,
 )
+from services.policy.ranked import DEFAULT_DENY, LAST_ORDER, Claim, is_plain, ranked_steps
 
 __all__ = [
     "Answer",
@@ -43,9 +49,15 @@ __all__ = [
     "ExactPort",
     "PortAnswer",
     "PortBlock",
+    "PortNames",
     "Verdict",
     "compile_direction",
 ]
+
+
+# What the port names of clauses stand for at one endpoint; a name that is missing is unresolved.
+PortNames = Mapping[NamedPort, int]
+_NO_NAMES: Final[PortNames] = {}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -108,12 +120,14 @@ class Compiled:
     """One direction of a local policy, ready to be applied to group members.
 
     `default` is the answer of the any-peer clauses alone: of an identity in none of the groups.
+    `isolated`: the NETWORK_POLICY tier is final.
     """
 
     groups: frozenset[GroupId]
     default: Answer
     any_peer: tuple[Clause, ...]
     units: tuple[_Unit, ...]
+    isolated: bool = True
 
     def partition(
         self, members: Callable[[GroupId], BitMap], within: BitMap | None = None
@@ -127,8 +141,8 @@ class Compiled:
         cells, seen = self._refine(members, within)
         found: dict[Answer, BitMap] = {}
         for matching, identities in cells.items():
-            clauses = (clause for n in matching for clause in self.units[n].clauses)
-            answer = _answer((*self.any_peer, *clauses))
+            clauses = [clause for n in matching for clause in self.units[n].clauses]
+            answer = _answer([*self.any_peer, *clauses], isolated=self.isolated)
             if answer in found:
                 found[answer] |= identities
             else:
@@ -179,36 +193,70 @@ def _union(bitmaps: Iterable[BitMap], within: BitMap | None) -> BitMap:
     return chosen
 
 
-def compile_direction(local: LocalPolicy, direction: Direction) -> Compiled | None:
+def compile_direction(
+    local: LocalPolicy, direction: Direction, names: PortNames = _NO_NAMES
+) -> Compiled | None:
     """None: the direction is open, nothing is looked up."""
-    clauses = [clause for clause in local.clauses if clause.direction is direction]
+    clauses = [
+        clause
+        for written in local.clauses
+        if written.direction is direction
+        for clause in _numbered(written, names)
+    ]
     ingress = direction is Direction.INGRESS
-    if not (local.ingress_enforced if ingress else local.egress_enforced):
+    isolated = local.ingress_enforced if ingress else local.egress_enforced
+    if not isolated:
         if not clauses:
             return None
-        clauses.append(Clause(direction, (), (), Action.ALLOW, RULE_OPEN))
+        clauses.append(_open(direction, clauses))
     units = _units(clauses)
     any_peer = units.pop((), ())
     return Compiled(
         groups=frozenset(group for groups in units for group in groups),
-        default=_answer(any_peer),
+        default=_answer(any_peer, isolated=isolated),
         any_peer=any_peer,
         units=tuple(_Unit(groups, held) for groups, held in units.items()),
+        isolated=isolated,
     )
+
+
+def _numbered(clause: Clause, names: PortNames) -> Iterator[Clause]:
+    """The clause with numbers for its port names; nothing when that leaves it no port."""
+    if not clause.names:
+        yield clause
+        return
+    known = (PortRange(n.proto, names[n], names[n]) for n in clause.names if n in names)
+    ports = tuple(sorted({*clause.ports, *known}))
+    if ports:
+        yield replace(clause, ports=ports, names=())
+
+
+def _open(direction: Direction, clauses: Iterable[Clause]) -> Clause:
+    """What lets everything through that no clause speaks of."""
+    allow = Clause(direction, (), (), Action.ALLOW, RULE_OPEN)
+    if all(clause.tier is Tier.NETWORK_POLICY for clause in clauses):
+        return allow
+    return replace(allow, tier=Tier.BASELINE, order=LAST_ORDER)
 
 
 def _units(clauses: Iterable[Clause]) -> dict[tuple[GroupId, ...], tuple[Clause, ...]]:
     """Clauses by their groups; of those that say the same, the one with the lowest rule id."""
-    found: defaultdict[tuple[GroupId, ...], dict[tuple[Action, tuple[PortRange, ...]], Clause]] = (
-        defaultdict(dict)
-    )
+    found: defaultdict[tuple[GroupId, ...], dict[object, Clause]] = defaultdict(dict)
     for clause in sorted(clauses, key=attrgetter("rule_id")):
         groups = tuple(sorted(set(clause.groups)))
-        found[groups].setdefault((clause.action, clause.ports), clause)
+        c = clause
+        said = (c.action, c.ports, c.names, c.proxy, c.auth, c.tier, c.order)
+        found[groups].setdefault(said, clause)
     return {groups: tuple(held.values()) for groups, held in found.items()}
 
 
-def _answer(clauses: Iterable[Clause]) -> Answer:
+def _answer(clauses: Sequence[Clause], *, isolated: bool) -> Answer:
+    if isolated and all(map(is_plain, clauses)):
+        return _plain_answer(clauses)
+    return _ranked_answer(clauses, isolated=isolated)
+
+
+def _plain_answer(clauses: Iterable[Clause]) -> Answer:
     wide: list[Span] = []
     by_proto: defaultdict[int, list[Span]] = defaultdict(list)
     for clause in clauses:
@@ -217,10 +265,34 @@ def _answer(clauses: Iterable[Clause]) -> Answer:
         for ports in clause.ports:
             by_proto[ports.proto].append(Span(ports.lo, ports.hi, clause.action, clause.rule_id))
     fallback = decide(wide) if wide else NO_ANSWER
+    stepped = {proto: steps(spans + wide) for proto, spans in by_proto.items()}
+    return _rows(fallback, stepped)
+
+
+def _ranked_answer(clauses: Iterable[Clause], *, isolated: bool) -> Answer:
+    wide: list[Claim] = []
+    by_proto: defaultdict[int, list[Claim]] = defaultdict(list)
+    for clause in clauses:
+        if not clause.ports:
+            wide.append(Claim(0, LAST_PORT, clause, anywhere=True))
+        for ports in clause.ports:
+            by_proto[ports.proto].append(Claim(ports.lo, ports.hi, clause))
+    ((_, fallback),) = ranked_steps(wide, isolated=isolated)
+    stepped = {}
+    for proto, claims in by_proto.items():
+        found = ranked_steps([*claims, *wide], isolated=isolated)
+        if fallback is not NO_ANSWER:
+            # A row must say what the fallback would get wrong.
+            found = [(at, DEFAULT_DENY if a == NO_ANSWER else a) for at, a in found]
+        stepped[proto] = found
+    return _rows(fallback, stepped)
+
+
+def _rows(fallback: PortAnswer, stepped: Mapping[int, Sequence[Step]]) -> Answer:
     exact: list[ExactPort] = []
     ranges: list[PortBlock] = []
-    for proto, spans in sorted(by_proto.items()):
-        for port, bits, answer in blocks(steps(spans + wide), fallback):
+    for proto, found in sorted(stepped.items()):
+        for port, bits, answer in blocks(found, fallback):
             if bits == PORT_BITS:
                 exact.append(ExactPort(proto, port, answer))
             else:

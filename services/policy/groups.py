@@ -3,14 +3,15 @@
     peer --definition--> GroupDef --GroupTable.acquire--> members, kept current by the deltas
                                                           of the selector index and the prefixes
 
-Texts: a label selector as it is, `entity(world)`, `cidr(10.0.0.0/8 except 10.1.0.0/16)`.
+Texts: a label selector as it is, `entity(world)`, `cidr(10.0.0.0/8 except 10.1.0.0/16)`,
+`address(10.0.0.0/8)` where endpoints and nodes with such an address belong to it too.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, TypeVar, assert_never
@@ -22,10 +23,20 @@ from identity.labels import CLUSTER_KEY, K8S, RESERVED
 from identity.numbers import NumericIdentity
 from identity.selector import Operator, Requirement, Selector
 from services.policy.clauses import GroupId
-from services.policy.model import CidrPeer, EndpointPeer, EntityPeer, Peer
-from services.policy.prefixes import Network, PrefixTable, covering, remaining
+from services.policy.fqdn import label_of
+from services.policy.model import (
+    CidrPeer,
+    EndpointPeer,
+    EntityPeer,
+    FqdnPeer,
+    NamedPeer,
+    NodePeer,
+    Peer,
+)
+from services.policy.prefixes import Holders, Network, PrefixTable, covering, remaining
 
 _WORLD: Final = ("world", "world-ipv4", "world-ipv6")
+_NODES: Final = ("host", "remote-node")
 _CLUSTER: Final = (
     "host",
     "remote-node",
@@ -39,15 +50,19 @@ _CLUSTER: Final = (
 
 @dataclass(frozen=True, slots=True)
 class GroupDef:
-    """The union of selectors and of the identities of prefixes."""
+    """The union of selectors and of the identities of prefixes.
+
+    by_address: endpoints and nodes with an address in the prefixes count, too.
+    """
 
     id: GroupId
     text: str
     selectors: tuple[Selector, ...] = ()
     networks: tuple[Network, ...] = ()
+    by_address: bool = False
 
 
-def definition(peer: Peer, cluster: str) -> GroupDef | None:
+def definition(peer: Peer, cluster: str, *, by_address: bool = False) -> GroupDef | None:
     """None for entity none, which chooses nobody. Entity all is no group but any peer."""
     match peer:
         case EndpointPeer(selector):
@@ -58,15 +73,24 @@ def definition(peer: Peer, cluster: str) -> GroupDef | None:
         case CidrPeer(prefix, excepts):
             without = f" except {','.join(excepts)}" if excepts else ""
             networks = remaining(peer)
-            return _defined(f"cidr({prefix}{without})", networks=networks) if networks else None
+            kind = "address" if by_address else "cidr"
+            text = f"{kind}({prefix}{without})"
+            return GroupDef(group_id(text), text, (), networks, by_address) if networks else None
+        case FqdnPeer(pattern):
+            source, key, _ = label_of(pattern)
+            learnt = Selector((Requirement(source, key, Operator.EXISTS),))
+            return _defined(f"fqdn({pattern})", selectors=(learnt,))
+        case NodePeer(selector):
+            nodes = tuple(selector.and_(*_reserved(name).requirements) for name in _NODES)
+            return _defined(f"node({selector})", selectors=nodes)
+        case NamedPeer(text):
+            return _defined(text)
         case _:
             assert_never(peer)
 
 
-def _defined(
-    text: str, selectors: tuple[Selector, ...] = (), networks: tuple[Network, ...] = ()
-) -> GroupDef:
-    return GroupDef(group_id(text), text, selectors, networks)
+def _defined(text: str, selectors: tuple[Selector, ...] = ()) -> GroupDef:
+    return GroupDef(group_id(text), text, selectors)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -121,9 +145,12 @@ K = TypeVar("K")
 class GroupTable:
     """Groups in use, counted. `deltas` gathers changes of members until it is taken."""
 
-    def __init__(self, index: SelectorIndex, prefixes: PrefixTable) -> None:
+    def __init__(
+        self, index: SelectorIndex, prefixes: PrefixTable, addresses: Holders | None = None
+    ) -> None:
         self._index = index
         self._prefixes = prefixes
+        self._addresses = addresses if addresses is not None else Holders()
         self._groups: dict[GroupId, _Group] = {}
         self._by_selector: defaultdict[Selector, set[GroupId]] = defaultdict(set)
         self._by_network: defaultdict[Network, set[GroupId]] = defaultdict(set)
@@ -151,6 +178,8 @@ class GroupTable:
             self._by_selector[selector].add(wanted.id)
         for network in wanted.networks:
             members |= self._prefixes.within(network)
+            if wanted.by_address:
+                members |= self._addresses.within(network)
             self._by_network[network].add(wanted.id)
         self._groups[wanted.id] = _Group(wanted, members, users=1)
         return True
@@ -187,15 +216,33 @@ class GroupTable:
         for network, number in gone.items():
             self._prefix_changed(network, _NOBODY, BitMap([number]))
 
+    def address_added(self, network: Network, number: NumericIdentity) -> None:
+        for group in self._around(network):
+            if group.definition.by_address:
+                self._change(group, BitMap([number]), _NOBODY)
+
+    def address_removed(self, network: Network, number: NumericIdentity) -> None:
+        """The identity may still be in a group by another address."""
+        gone = BitMap([number])
+        for group in self._around(network):
+            if group.definition.by_address:
+                networks = group.definition.networks
+                held = (self._addresses.within(around) for around in networks)
+                self._change(group, _NOBODY, gone - BitMap.union(_NOBODY, *held))
+
     def take_deltas(self) -> dict[GroupId, Delta]:
         taken = {group: d for group, d in self._deltas.items() if d.added or d.removed}
         self._deltas.clear()
         return taken
 
     def _prefix_changed(self, network: Network, added: BitMap, removed: BitMap) -> None:
+        for group in self._around(network):
+            self._change(group, added, removed)
+
+    def _around(self, network: Network) -> Iterator[_Group]:
         for around in covering(network):
             for group in self._by_network.get(around, ()):
-                self._change(self._groups[group], added, removed)
+                yield self._groups[group]
 
     def _change(self, group: _Group, came: BitMap, went: BitMap) -> None:
         selectors = group.definition.selectors

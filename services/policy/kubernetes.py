@@ -9,7 +9,7 @@ from identity.selector import Operator, Requirement, Selector
 from services.policy.clauses import Action, Direction
 from services.policy.model import EndpointPeer, Peer, PolicyClause, Position, Rule, Stance
 from services.policy.peers import read_cidr_block
-from services.policy.ports import read_network_policy_ports
+from services.policy.ports import ClausePorts, read_network_policy_ports
 from services.policy.reader import Cursor, Fields, one_of
 from services.policy.selectors import (
     NAMESPACE_LABELS,
@@ -72,13 +72,15 @@ def _clause(at: Cursor, index: int, direction: Direction, namespace: str) -> Pol
     if written:
         read = (_peer(peer, namespace) for peer in written)
         peers = tuple(dict.fromkeys(peer for peer in read if peer is not None))
+    read_ports = read_network_policy_ports(ports) if ports else ClausePorts()
     return PolicyClause(
         direction,
         Action.ALLOW,
         index,
         peers,
-        read_network_policy_ports(ports) if ports else None,
+        read_ports.ranges if ports else None,
         Position(at.place.line, at.place.column),
+        read_ports.names,
     )
 
 

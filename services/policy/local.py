@@ -6,8 +6,8 @@ rule (resolved: peers are groups) --by subject--> stance per direction + clauses
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Final, Literal
 
@@ -33,10 +33,12 @@ from services.policy.clauses import (
     Direction,
     GroupId,
     LocalPolicy,
+    NamedPort,
     PolicyRef,
     PortRange,
     RuleId,
     RuleSource,
+    Tier,
 )
 from services.policy.groups import GroupDef, definition
 from services.policy.model import EntityPeer, Peer, Policy, PolicyClause, Rule, Stance
@@ -89,19 +91,30 @@ class ResolvedPolicy:
     sources: tuple[RuleSource, ...]
 
 
-def resolve_policy(policy: Policy, rule_base: RuleId, cluster: str) -> ResolvedPolicy:
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """What the groups of a policy depend on besides its peers."""
+
+    cluster: str
+    by_address: bool = False
+
+    def group(self, peer: Peer) -> GroupDef | None:
+        return definition(peer, self.cluster, by_address=self.by_address)
+
+
+def resolve_policy(policy: Policy, rule_base: RuleId, naming: Naming) -> ResolvedPolicy:
     rules: list[ResolvedRule] = []
     groups: list[GroupDef] = []
     sources: list[RuleSource] = []
     for number, rule in enumerate(policy.rules):
-        clauses = []
+        clauses: list[Clause] = []
         for written in rule.clauses:
             rule_id = RuleId(rule_base + len(sources))
             sources.append(_source(policy.ref, number, written, rule_id))
-            resolved = None if rule.on_nodes else _clause(written, rule_id, cluster)
+            resolved = None if rule.on_nodes else _peers(written, naming)
             if resolved is not None:
-                clauses.append(resolved[0])
-                groups += resolved[1]
+                clauses += _clauses(written, rule_id, resolved, policy.tier)
+                groups += resolved
         if not rule.on_nodes:
             rules.append(ResolvedRule(policy.ref, rule, tuple(clauses)))
     networks = tuple(network for group in groups for network in group.networks)
@@ -113,25 +126,40 @@ def _source(ref: PolicyRef, rule_index: int, clause: PolicyClause, rule_id: Rule
     return RuleSource(rule_id, ref, rule_index, name, clause.position.line)
 
 
-def _clause(
-    written: PolicyClause, rule_id: RuleId, cluster: str
-) -> tuple[Clause, tuple[GroupDef, ...]] | None:
+def _peers(written: PolicyClause, naming: Naming) -> tuple[GroupDef, ...] | None:
     """None when it grants nothing: a clause without groups would mean any peer."""
     if written.grants_nothing:
         return None
-    groups: tuple[GroupDef, ...] = ()
-    if written.peers is not None and EntityPeer("all") not in written.peers:
-        groups = _groups(written.peers, cluster)
-        if not groups:
-            return None
-    ports = _ports(written.ports or ())
-    ids = tuple(group.id for group in groups)
-    return Clause(written.direction, ids, ports, written.action, rule_id), groups
+    if written.peers is None or EntityPeer("all") in written.peers:
+        return ()
+    found = (naming.group(peer) for peer in written.peers)
+    return tuple({group.id: group for group in found if group is not None}.values()) or None
 
 
-def _groups(peers: Iterable[Peer], cluster: str) -> tuple[GroupDef, ...]:
-    found = (definition(peer, cluster) for peer in peers)
-    return tuple({group.id: group for group in found if group is not None}.values())
+def _clauses(
+    written: PolicyClause, rule_id: RuleId, peers: tuple[GroupDef, ...], tier: Tier
+) -> Iterator[Clause]:
+    """One for the plain ports, and one for each set of ports that a proxy serves."""
+    plain = Clause(
+        written.direction,
+        tuple(group.id for group in peers),
+        _ports(written.ports or ()),
+        written.action,
+        rule_id,
+        _names(written.names),
+        None,
+        written.auth,
+        tier,
+        written.order,
+    )
+    if written.ports or written.names or written.ports is None:
+        yield plain
+    for entry in written.proxied:
+        yield replace(plain, ports=_ports(entry.ports), names=_names(entry.names), proxy=entry.rule)
+
+
+def _names(names: Iterable[NamedPort]) -> tuple[NamedPort, ...]:
+    return tuple(sorted(set(names)))
 
 
 def _ports(ports: Sequence[PortRange]) -> tuple[PortRange, ...]:
@@ -178,11 +206,13 @@ class _Side:
 
 
 def _direction(rules: Sequence[ResolvedRule], direction: Direction, *, always: bool) -> _Side:
+    ordered = [c for rule in rules for c in rule.clauses if c.tier is not Tier.NETWORK_POLICY]
     touching = [rule for rule in rules if rule.stance(direction) is not Stance.UNTOUCHED]
     denying = [rule for rule in touching if rule.stance(direction) is Stance.DEFAULT_DENY]
     clauses = [c for rule in touching for c in rule.clauses if c.direction is direction]
     if touching and not denying and not always:
         clauses.append(_allow(direction, (), RULE_DEFAULT_ALLOW))
+    clauses += [clause for clause in ordered if clause.direction is direction]
     policies = sorted({rule.ref for rule in denying or touching})
     return _Side(always or bool(touching), tuple(clauses), tuple(policies))
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from identity.selector import Selector
-from services.policy.clauses import Action, Direction, PolicyRef, PortRange
+from services.policy.clauses import Action, Direction, NamedPort, PolicyRef, PortRange, Tier
+from services.policy.l7 import Auth, ProxyRule
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -41,14 +42,49 @@ class CidrPeer:
     excepts: tuple[str, ...] = ()
 
 
-Peer = EndpointPeer | EntityPeer | CidrPeer
+@dataclass(frozen=True, slots=True)
+class FqdnPeer:
+    """The addresses that DNS gave for a name; `pattern` is in lower case, without a last dot."""
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodePeer:
+    """Nodes by their labels."""
+
+    selector: Selector
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPeer:
+    """Peers under a name whose meaning is looked up elsewhere: service(...), cloud(...), ...
+
+    Nobody, as long as nothing is known under that name.
+    """
+
+    text: str
+
+
+Peer = EndpointPeer | EntityPeer | CidrPeer | FqdnPeer | NodePeer | NamedPeer
+
+
+@dataclass(frozen=True, slots=True)
+class ProxiedPorts:
+    """An entry of toPorts that asks something of the connections it allows."""
+
+    ports: tuple[PortRange, ...]
+    names: tuple[NamedPort, ...]
+    rule: ProxyRule
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyClause:
     """One entry of ingress, egress, ingressDeny or egressDeny.
 
-    peers: None is any peer, () is no peer. ports: None is every protocol and port, () is none.
+    peers: None is any peer, () is no peer. ports: None is every protocol and port, () is none of
+    these; names and proxied ports come on top.
+    order: position in the ordered tier of the policy; 0 in the NETWORK_POLICY tier.
     """
 
     direction: Direction
@@ -57,15 +93,20 @@ class PolicyClause:
     peers: tuple[Peer, ...] | None
     ports: tuple[PortRange, ...] | None
     position: Position
+    names: tuple[NamedPort, ...] = ()
+    proxied: tuple[ProxiedPorts, ...] = ()
+    auth: Auth | None = None
+    order: int = 0
 
     @property
     def list_name(self) -> str:
         side = "ingress" if self.direction is Direction.INGRESS else "egress"
-        return side if self.action is Action.ALLOW else f"{side}Deny"
+        return f"{side}Deny" if self.action is Action.DENY and not self.order else side
 
     @property
     def grants_nothing(self) -> bool:
-        return self.peers == () or self.ports == ()
+        no_ports = self.ports == () and not self.names and not self.proxied
+        return self.peers == () or no_ports
 
 
 class Stance(IntEnum):
@@ -78,19 +119,25 @@ class Stance(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One spec. `on_nodes`: the subject selects nodes by their labels, not endpoints."""
+    """One spec. `on_nodes`: the subject selects nodes by their labels, not endpoints.
+
+    `requirements`: what fromRequires and toRequires demand of the endpoint peers of every rule
+    with the same subject, by the list they stand in.
+    """
 
     subject: Selector
     on_nodes: bool
     ingress: Stance
     egress: Stance
     clauses: tuple[PolicyClause, ...]
+    requirements: tuple[tuple[Direction, Action, Selector], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     ref: PolicyRef
     rules: tuple[Rule, ...]
+    tier: Tier = Tier.NETWORK_POLICY
 
     @property
     def state(self) -> str:

@@ -15,6 +15,7 @@ from typing import Final
 
 from services.policy.cilium import read_specs
 from services.policy.clauses import PolicyRef
+from services.policy.features import Features
 from services.policy.kubernetes import read_network_policy
 from services.policy.model import Policy, Rule
 from services.policy.reader import Cursor, Fields, Problem, Report, one_of
@@ -26,8 +27,11 @@ from services.policy.tree import (
     Mapping,
     Node,
     Place,
+    Plain,
     Scalar,
     documents,
+    from_plain,
+    plain,
 )
 from services.policy.validate import warnings
 
@@ -37,6 +41,7 @@ _API_VERSIONS: Final = {
     Kind.CNP: "cilium.io/v2",
     Kind.CCNP: "cilium.io/v2",
     Kind.NETWORK_POLICY: "networking.k8s.io/v1",
+    Kind.CLUSTER_NETWORK_POLICY: "policy.networking.k8s.io/v1alpha2",
 }
 _METADATA: Final = (
     "name",
@@ -82,13 +87,18 @@ class Parsed:
         return any(problem.severity == "error" for problem in self.problems)
 
 
-def parse(text: bytes, source: str, default_namespace: str) -> Parsed:
-    """Every document of `text`. A document with an error yields problems and no policy."""
+def parse(
+    text: bytes, source: str, default_namespace: str, features: Features = Features.NODE
+) -> Parsed:
+    """Every document of `text`. A document with an error yields problems and no policy.
+
+    A use of what `features` leaves out is such an error.
+    """
     problems: list[Problem] = []
     policies: list[ParsedPolicy] = []
     try:
         for node, path, manifest in _objects(_decode(text)):
-            report = Report(source)
+            report = Report(source, features)
             root = Cursor(report, path, node, node.place)
             policy = _policy(root, default_namespace or "default")
             problems += report.problems
@@ -106,6 +116,20 @@ def parse(text: bytes, source: str, default_namespace: str) -> Parsed:
         nothing = "no policy in it; expected a YAML or JSON document with a kind"
         problems.append(Problem("error", None, "", 1, 1, nothing, source))
     return Parsed(tuple(policies), tuple(problems))
+
+
+def parse_object(
+    value: Plain, source: str, default_namespace: str, features: Features = Features.NODE
+) -> tuple[Policy | None, tuple[Problem, ...]]:
+    """One object that JSON has read already, so without places; None when it has an error."""
+    report = Report(source, features)
+    try:
+        root = Cursor(report, "", from_plain(value), _START)
+        policy = _policy(root, default_namespace or "default")
+    except Malformed as fault:
+        report.error("", _START, fault.message)
+        policy = None
+    return None if report.failed else policy, tuple(report.problems)
 
 
 def _decode(text: bytes) -> str:
@@ -164,20 +188,9 @@ def _item_text(text: str, node: Node) -> str:
         again = [document.root for document in documents(own)]
     except Malformed:
         again = []
-    if len(again) == 1 and _plain(again[0]) == _plain(node):
+    if len(again) == 1 and plain(again[0]) == plain(node):
         return own
-    return json.dumps(_plain(node), indent=2, ensure_ascii=False) + "\n"
-
-
-_Plain = str | int | float | bool | list["_Plain"] | dict[str, "_Plain"] | None
-
-
-def _plain(node: Node) -> _Plain:
-    if isinstance(node, Scalar):
-        return node.value
-    if isinstance(node, Mapping):
-        return {key: _plain(entry.value) for key, entry in node.entries.items()}
-    return [_plain(item) for item in node.items]
+    return json.dumps(plain(node), indent=2, ensure_ascii=False) + "\n"
 
 
 # ------------------------------------------------------------------ one object
@@ -217,6 +230,10 @@ def _kind(document: Fields) -> Kind | None:
         at.error(f"kind {one_of(known, word)}")
         return None
     kind = Kind(word)
+    if kind is Kind.CLUSTER_NETWORK_POLICY and not at.needs(
+        Features.TIERS, f"kind {kind} is not supported yet; use {Kind.CCNP}"
+    ):
+        return None
     wanted = _API_VERSIONS[kind]
     version_at = document.require("apiVersion", f"write apiVersion: {wanted}")
     version = version_at.text() if version_at is not None else None

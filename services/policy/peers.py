@@ -1,15 +1,26 @@
-"""Peers of a manifest's clause: endpoint selectors, entities, CIDRs."""
+"""Peers of a manifest's clause: endpoint selectors, entities, CIDRs, names, nodes, services."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
 from identity.selector import Selector
 from services.policy.clauses import Direction
-from services.policy.model import CidrPeer, EndpointPeer, EntityPeer, Peer
+from services.policy.features import Features
+from services.policy.l7 import canonical
+from services.policy.model import (
+    CidrPeer,
+    EndpointPeer,
+    EntityPeer,
+    FqdnPeer,
+    NamedPeer,
+    NodePeer,
+    Peer,
+)
 from services.policy.reader import Cursor, Fields, one_of
 from services.policy.selectors import Scope, read_selector
 
@@ -30,14 +41,29 @@ ENTITIES: Final = (
 )
 
 _SUFFIXES: Final = ("Endpoints", "CIDR", "CIDRSet", "Entities", "Nodes", "Groups")
-_NOT_YET: Final[Mapping[str, str]] = {
-    "Nodes": "node label peers are not supported yet; use entities host and remote-node",
-    "Groups": "cloud groups are not supported yet; use a CIDR set",
-    "Services": "toServices is not supported yet; select the backends by label",
-    "FQDNs": "toFQDNs is not supported yet; use a CIDR set",
-    "Requires": "requirements grant nothing and are not supported; put the labels into the"
-    " endpoint selectors of each clause",
-}
+_LIMITED: Final = (
+    (
+        "Nodes",
+        Features.NODES,
+        "node label peers are not supported yet; use entities host and remote-node",
+    ),
+    ("Groups", Features.CLOUD_GROUPS, "cloud groups are not supported yet; use a CIDR set"),
+    (
+        "Services",
+        Features.SERVICES,
+        "toServices is not supported yet; select the backends by label",
+    ),
+    ("FQDNs", Features.FQDNS, "toFQDNs is not supported yet; use a CIDR set"),
+    (
+        "Requires",
+        Features.REQUIREMENTS,
+        "requirements grant nothing and are not supported; put the"
+        " labels into the endpoint selectors of each clause",
+    ),
+)
+_NAME = re.compile(r"[a-zA-Z0-9_.-]+")
+_PATTERN = re.compile(r"[a-zA-Z0-9_.*-]+")
+MAX_NAME: Final = 255
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -63,6 +89,10 @@ def read_peers(
         f"{side}Entities": _entity,
         f"{side}CIDR": _cidr,
         f"{side}CIDRSet": read_cidr_block,
+        f"{side}Nodes": lambda at: NodePeer(read_selector(at)),
+        f"{side}Groups": lambda at: _named("cloud", at, ("aws",)),
+        "toServices": _service,
+        "toFQDNs": _fqdn,
     }
     _refuse_unsupported(clause, side)
     present = [name for name in peer_fields(direction) if clause.get(name) is not None]
@@ -74,17 +104,72 @@ def read_peers(
         )
     if not present:
         return None
-    found = [
-        readers[name](at) for name in filled if name in readers for at in clause.items(name) or ()
-    ]
+    found = [readers[name](at) for name in filled for at in clause.items(name) or ()]
     return tuple(dict.fromkeys(peer for peer in found if peer is not None))
 
 
+def read_requirements(
+    clause: Fields, direction: Direction, scope: Scope, subject: Selector
+) -> list[Selector]:
+    """What fromRequires or toRequires demand: every endpoint peer of the subject must meet it."""
+    side = "from" if direction is Direction.INGRESS else "to"
+    found = clause.items(f"{side}Requires") or ()
+    return [scope.peer(read_selector(at), subject) for at in found]
+
+
 def _refuse_unsupported(clause: Fields, side: str) -> None:
-    for suffix, message in _NOT_YET.items():
+    for suffix, feature, message in _LIMITED:
         at = clause.get(f"{side}{suffix}")
         if at is not None and at.items():
-            at.error(message)
+            at.needs(feature, message)
+
+
+def read_name_pattern(at: Cursor) -> str | None:
+    """The one name or pattern of a DNS selector, in lower case and without a last dot."""
+    fields = at.fields("matchName", "matchPattern")
+    if fields is None:
+        return None
+    name, pattern = fields.get("matchName"), fields.get("matchPattern")
+    if (name is None) == (pattern is None):
+        at.error("write either matchName or matchPattern")
+        return None
+    chosen, allowed = (name, _NAME) if name is not None else (pattern, _PATTERN)
+    word = chosen.text() if chosen is not None else None
+    if chosen is None or word is None:
+        return None
+    if not allowed.fullmatch(word) or len(word) > MAX_NAME:
+        also = "" if name is not None else " and '*'"
+        chosen.error(
+            f"{word!r} is no DNS name; use letters, digits, '-', '_', '.'{also}, at most {MAX_NAME}"
+        )
+        return None
+    return word.lower().rstrip(".") or word
+
+
+def _fqdn(at: Cursor) -> Peer | None:
+    pattern = read_name_pattern(at)
+    return None if pattern is None else FqdnPeer(pattern)
+
+
+def _service(at: Cursor) -> Peer | None:
+    fields = at.fields("k8sService", "k8sServiceSelector")
+    if fields is None:
+        return None
+    if (fields.get("k8sService") is None) == (fields.get("k8sServiceSelector") is None):
+        at.error("write either k8sService or k8sServiceSelector")
+        return None
+    if (by_name := fields.get("k8sService")) is not None:
+        by_name.fields("serviceName", "namespace")
+    if (by_label := fields.get("k8sServiceSelector")) is not None:
+        inner = by_label.fields("selector", "namespace")
+        selector = inner.get("selector") if inner is not None else None
+        if selector is not None:
+            read_selector(selector)
+    return NamedPeer(f"service({canonical(at.plain())})")
+
+
+def _named(kind: str, at: Cursor, known: tuple[str, ...]) -> Peer | None:
+    return NamedPeer(f"{kind}({canonical(at.plain())})") if at.fields(*known) else None
 
 
 def _entity(at: Cursor) -> Peer | None:
@@ -103,6 +188,12 @@ def _cidr(at: Cursor) -> Peer | None:
     return None if network is None else CidrPeer(str(network))
 
 
+def read_network(at: Cursor) -> Network | None:
+    """A prefix; host bits are masked off."""
+    text = at.text()
+    return _network(at, text, prefix_needed=True) if text is not None else None
+
+
 def read_cidr_block(at: Cursor) -> Peer | None:
     """An entry of a CIDR set, or an ipBlock: `cidr` and what is excepted from it."""
     fields = at.fields("cidr", "except", "cidrGroupRef", "cidrGroupSelector")
@@ -110,8 +201,7 @@ def read_cidr_block(at: Cursor) -> Peer | None:
         return None
     for name in ("cidrGroupRef", "cidrGroupSelector"):
         if (group := fields.get(name)) is not None:
-            group.error("CIDR groups are not supported yet; list the prefixes")
-            return None
+            return _cidr_group(at, fields, group)
     cidr = fields.require("cidr", "for example 10.0.0.0/8")
     text = cidr.text() if cidr is not None else None
     network = _network(cidr, text, prefix_needed=True) if cidr and text is not None else None
@@ -119,6 +209,17 @@ def read_cidr_block(at: Cursor) -> Peer | None:
     if network is None:
         return None
     return CidrPeer(str(network), tuple(sorted({str(e) for e in excepts if e is not None})))
+
+
+def _cidr_group(at: Cursor, fields: Fields, group: Cursor) -> Peer | None:
+    message = "CIDR groups are not supported yet; list the prefixes"
+    if not group.needs(Features.CIDR_GROUPS, message):
+        return None
+    if (cidr := fields.get("cidr")) is not None:
+        cidr.error("cidr and a CIDR group cannot stand in one entry; write two entries")
+    for entry in fields.items("except") or ():
+        _except(entry, None)
+    return NamedPeer(f"cidrgroup({canonical(at.plain())})")
 
 
 def _except(at: Cursor, within: Network | None) -> Network | None:

@@ -1,13 +1,21 @@
-"""toPorts, icmps and NetworkPolicy ports of a manifest, as port ranges per protocol number."""
+"""toPorts, icmps and NetworkPolicy ports of a manifest, as port ranges per protocol number.
+
+A port name stays a name: which number it is depends on the endpoint.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
-from services.policy.clauses import PortRange
-from services.policy.reader import Cursor, Fields, is_empty, one_of
+from services.policy.clauses import NamedPort, PortRange
+from services.policy.features import Features
+from services.policy.l7 import DNS, LISTENER, TLS, ProxyRule
+from services.policy.model import ProxiedPorts
+from services.policy.proxy_rules import FIELDS, Place, read_proxy_rule
+from services.policy.reader import Cursor, Fields, one_of
 
 TCP: Final = 6
 UDP: Final = 17
@@ -27,15 +35,6 @@ PROTOCOLS: Final[Mapping[str, tuple[int, ...]]] = {
 }
 
 _PORT_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9]+(-[A-Za-z0-9]+)*")
-_L7 = ("http", "kafka", "dns", "l7", "l7proto")
-_NOT_YET: Final[Mapping[str, str]] = {
-    "rules": "L7 rules",
-    "terminatingTLS": "TLS termination",
-    "originatingTLS": "TLS origination",
-    "serverNames": "TLS server names",
-    "listener": "custom listeners",
-}
-
 _ICMP_NAMES: Final[Mapping[str, int]] = {
     "EchoReply": 0,
     "DestinationUnreachable": 3,
@@ -87,7 +86,19 @@ _FAMILIES: Final[Mapping[str, tuple[int, Mapping[str, int]]]] = {
 }
 
 
-def read_ports_of(clause: Fields, *, deny: bool) -> tuple[PortRange, ...] | None:
+Port = PortRange | NamedPort
+
+
+@dataclass(frozen=True, slots=True)
+class ClausePorts:
+    """The ports a clause allows or denies as such, and those it allows through a proxy."""
+
+    ranges: tuple[PortRange, ...] = ()
+    names: tuple[NamedPort, ...] = ()
+    proxied: tuple[ProxiedPorts, ...] = ()
+
+
+def read_ports_of(clause: Fields, place: Place) -> ClausePorts | None:
     """What toPorts or icmps of a Cilium clause say. None: it does not speak of ports.
 
     An absent and an empty list differ only where the clause names no peers; the caller knows.
@@ -95,45 +106,69 @@ def read_ports_of(clause: Fields, *, deny: bool) -> tuple[PortRange, ...] | None
     to_ports, icmps = clause.items("toPorts"), clause.items("icmps")
     if to_ports and icmps:
         clause.at.error("toPorts and icmps cannot stand in one clause; write two clauses")
-        return ()
+        return ClausePorts()
     if to_ports:
-        return tuple(found for entry in to_ports for found in _port_rule(entry, deny=deny))
+        return _clause_ports([_port_rule(entry, place) for entry in to_ports])
     if icmps:
-        return tuple(found for entry in icmps for found in _icmp_rule(entry))
+        return ClausePorts(tuple(found for entry in icmps for found in _icmp_rule(entry)))
     return None
 
 
-def _port_rule(at: Cursor, *, deny: bool) -> list[PortRange]:
-    rule = at.fields("ports", *_NOT_YET)
-    if rule is None:
-        return []
-    for name, what in _NOT_YET.items():
-        extra = rule.get(name)
-        if extra is None or _says_nothing(name, extra):
-            continue
-        if deny:
-            extra.error(f"{what} cannot stand in a deny clause; deny the ports alone")
-        else:
-            extra.error(f"{what} are not supported yet; remove {name} to allow the ports alone")
-    ports = rule.items("ports") or []
+def _clause_ports(entries: Iterable[tuple[list[Port], ProxyRule | None]]) -> ClausePorts:
+    bare: list[Port] = []
+    proxied: list[ProxiedPorts] = []
+    for ports, rule in entries:
+        if rule is None:
+            bare += ports
+        elif ports:
+            proxied.append(ProxiedPorts(*_sorted_out(ports), rule))
+    return ClausePorts(*_sorted_out(bare), tuple(proxied))
+
+
+def _sorted_out(ports: Iterable[Port]) -> tuple[tuple[PortRange, ...], tuple[NamedPort, ...]]:
+    held = tuple(ports)
+    ranges = tuple(port for port in held if isinstance(port, PortRange))
+    return ranges, tuple(port for port in held if isinstance(port, NamedPort))
+
+
+def _port_rule(at: Cursor, place: Place) -> tuple[list[Port], ProxyRule | None]:
+    entry = at.fields("ports", *FIELDS)
+    if entry is None:
+        return [], None
+    rule = read_proxy_rule(entry, place)
+    ports = entry.items("ports") or []
     if len(ports) > MAX_PORTS:
         at.error(f"{len(ports)} ports in one entry, at most {MAX_PORTS}; use two toPorts entries")
-        return []
-    return [found for port in ports for found in _cilium_port(port)]
+        return [], None
+    found = [one for port in ports for one in _cilium_port(port)]
+    if rule is not None:
+        _check_proxied(at, ports, found, rule)
+    return found, rule
 
 
-def _says_nothing(name: str, at: Cursor) -> bool:
-    """Empty rules and server names restrict nothing: the entry is a plain allow of its ports."""
-    if name != "rules":
-        return name == "serverNames" and is_empty(at.node)
-    rules = at.fields(*_L7)
-    if rules is None or rules.get("l7") is not None:
-        return False
-    kinds = [rules.get(kind) for kind in ("http", "kafka", "dns")]
-    return all(kind is None or (is_empty(kind.node) and not kind.items()) for kind in kinds)
+def _check_proxied(at: Cursor, ports: list[Cursor], found: list[Port], rule: ProxyRule) -> None:
+    """L7 rules bind themselves to protocols and ports that a proxy can serve."""
+    if rule.parser in (TLS, LISTENER):
+        return
+    if rule.parser == DNS and not ports:
+        at.error("dns rules need a port; write port 53")
+    if any(isinstance(port, PortRange) and port.lo == 0 for port in found):
+        at.error("L7 rules cannot stand with port 0; name the port")
+    for port in ports:
+        fields = port.fields("port", "endPort", "protocol")
+        if fields is None:
+            continue
+        word = (fields.text("protocol") or "ANY").upper()
+        if rule.parser == DNS:
+            if fields.get("endPort") is not None:
+                port.error("dns rules do not stand with a port range; name one port")
+            if word == "SCTP":
+                port.error("dns rules need protocol TCP, UDP or ANY")
+        elif word != "TCP":
+            port.error(f"L7 rules need protocol TCP, not {word}; write protocol: TCP")
 
 
-def _cilium_port(at: Cursor) -> list[PortRange]:
+def _cilium_port(at: Cursor) -> list[Port]:
     fields = at.fields("port", "endPort", "protocol")
     if fields is None:
         return []
@@ -145,7 +180,7 @@ def _cilium_port(at: Cursor) -> list[PortRange]:
     if not word:
         port.error('port must be specified, for example "80", or "0" for every port')
         return []
-    return _ranges(port, word, fields.get("endPort"), protocols)
+    return _ports(port, word, fields.get("endPort"), protocols)
 
 
 def _protocols(
@@ -162,9 +197,9 @@ def _protocols(
     return known[word.upper()]
 
 
-def _ranges(
-    at: Cursor, word: str, end_at: Cursor | None, protocols: tuple[int, ...]
-) -> list[PortRange]:
+def _ports(at: Cursor, word: str, end_at: Cursor | None, protocols: tuple[int, ...]) -> list[Port]:
+    if not (word.isascii() and word.isdigit()):
+        return [NamedPort(protocol, word.lower()) for protocol in protocols if _is_name(at, word)]
     number = _number(at, word)
     end = end_at.integer() if end_at is not None else None
     if number is None:
@@ -182,18 +217,21 @@ def _ranges(
 
 
 def _number(at: Cursor, word: str) -> int | None:
-    if word.isascii() and word.isdigit() and len(word) <= 10:
-        if int(word) <= LAST_PORT:
-            return int(word)
-        at.error(f"port {word} is not within 0..{LAST_PORT}")
-    elif len(word) <= 15 and _PORT_NAME.fullmatch(word):
-        at.error(f"named ports ({word!r}) are not supported yet; write the number")
-    else:
-        at.error(
-            f"port {word!r} is neither a number within 0..{LAST_PORT} nor a port name of at most"
-            " 15 letters, digits and '-'"
-        )
+    if len(word) <= 10 and int(word) <= LAST_PORT:
+        return int(word)
+    at.error(f"port {word[:20]} is not within 0..{LAST_PORT}")
     return None
+
+
+def _is_name(at: Cursor, word: str) -> bool:
+    if len(word) <= 15 and _PORT_NAME.fullmatch(word):
+        message = f"named ports ({word!r}) are not supported yet; write the number"
+        return at.needs(Features.NAMED_PORTS, message)
+    at.error(
+        f"port {word[:80]!r} is neither a number within 0..{LAST_PORT} nor a port name of at most"
+        " 15 letters, digits and '-'"
+    )
+    return False
 
 
 def _icmp_rule(at: Cursor) -> list[PortRange]:
@@ -234,10 +272,10 @@ def _icmp_type(at: Cursor, word: str, family: str, names: Mapping[str, int]) -> 
     return None
 
 
-def read_network_policy_ports(at: list[Cursor]) -> tuple[PortRange, ...]:
+def read_network_policy_ports(at: list[Cursor]) -> ClausePorts:
     """`ports` of a NetworkPolicy rule: TCP unless it says otherwise; no port is every port."""
     known = {name: numbers for name, numbers in PROTOCOLS.items() if name != "ANY"}
-    found: list[PortRange] = []
+    found: list[Port] = []
     for entry in at:
         fields = entry.fields("port", "endPort", "protocol")
         if fields is None:
@@ -251,5 +289,5 @@ def read_network_policy_ports(at: list[Cursor]) -> tuple[PortRange, ...]:
             continue
         word = port.port_word()
         if word is not None:
-            found += _ranges(port, word, end, protocols)
-    return tuple(found)
+            found += _ports(port, word, end, protocols)
+    return ClausePorts(*_sorted_out(found))

@@ -13,7 +13,8 @@ from difflib import get_close_matches
 from typing import Literal
 
 from services.policy.clauses import PolicyRef
-from services.policy.tree import Entry, Mapping, Node, Place, Scalar, Sequence
+from services.policy.features import Features
+from services.policy.tree import Entry, Mapping, Node, Place, Plain, Scalar, Sequence, plain
 
 Severity = Literal["error", "warning"]
 
@@ -36,6 +37,7 @@ class Report:
     """The findings about one document."""
 
     source: str
+    features: Features = Features.NODE
     ref: PolicyRef | None = None
     problems: list[Problem] = field(default_factory=list)
     failed: bool = False
@@ -67,6 +69,13 @@ class Cursor:
 
     def advise(self, message: str) -> None:
         self.report.advise(self.path, self.place, message)
+
+    def needs(self, feature: Features, message: str) -> bool:
+        """Whether the feature is let in; the message is an error where it is not."""
+        if feature in self.report.features:
+            return True
+        self.error(message)
+        return False
 
     def fields(self, *known: str) -> Fields | None:
         """A mapping with these keys only; a key not among them is an error that names the nearest.
@@ -128,6 +137,10 @@ class Cursor:
             return self.node.value
         self.error(f"must be true or false, not {_kind(self.node)}")
         return None
+
+    def plain(self) -> Plain:
+        """The value as JSON would hold it."""
+        return plain(self.node)
 
     def port_word(self) -> str | None:
         """A string or a number, as text."""

@@ -10,6 +10,7 @@ so a new identity changes groups, not the policies of those who admit it.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -25,21 +26,29 @@ from services.policy.local import (
     HOST_PEER,
     Assembly,
     Enforcement,
+    Naming,
     ResolvedPolicy,
     ResolvedRule,
     may_be_endpoint,
     resolve_policy,
 )
 from services.policy.model import Policy
-from services.policy.prefixes import PrefixTable, labels_of
+from services.policy.prefixes import Holders, Network, PrefixTable, labels_of
+from services.policy.selectors import Kind
 from services.runtime.errors import NotFound
 
 
 @dataclass(frozen=True, slots=True)
 class ResolverSettings:
+    """How policies are read. `by_address`: the kinds whose CIDRs also choose endpoints and nodes.
+
+    Other CIDRs choose addresses outside of the cluster only.
+    """
+
     cluster: str = "default"
     allow_localhost: bool = True
     enforcement: Enforcement = "default"
+    by_address: frozenset[str] = frozenset({Kind.NETWORK_POLICY, Kind.CLUSTER_NETWORK_POLICY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +136,13 @@ class Resolver:
     """
 
     def __init__(self, settings: ResolverSettings) -> None:
-        self._cluster = settings.cluster
+        self._settings = settings
         self._index = SelectorIndex()
         self._index.add_identities(reserved_labels())
         self._prefixes = PrefixTable()
-        self._groups = GroupTable(self._index, self._prefixes)
+        self._addresses = Holders()
+        self._held: dict[NumericIdentity, frozenset[Network]] = {}
+        self._groups = GroupTable(self._index, self._prefixes, self._addresses)
         self._policies: dict[PolicyRef, ResolvedPolicy] = {}
         self._rules: dict[RuleId, RuleSource] = {}
         # Subject selector -> the rules that have it, by policy.
@@ -154,7 +165,9 @@ class Resolver:
         if was is not None and was.policy == policy and was.rule_base == rule_base:
             return Changes()
         record = _Recorder()
-        now = resolve_policy(policy, rule_base, self._cluster)
+        settings = self._settings
+        naming = Naming(settings.cluster, policy.ref.kind in settings.by_address)
+        now = resolve_policy(policy, rule_base, naming)
         # New uses before old ones end: what both share stays.
         self._acquire(now, record)
         if was is not None:
@@ -249,13 +262,58 @@ class Resolver:
     def remove_identities(self, identities: Iterable[NumericIdentity]) -> Changes:
         """Unknown, reserved and CIDR identities are left alone."""
         leaving = [number for number in identities if not self._is_fixed(number)]
+        for number in leaving:
+            self._leave(number)
         self._groups.selectors_changed({}, self._index.remove_identities(leaving))
         self._no_endpoints.difference_update(BitMap(leaving))
         self._forget_locals(leaving)
         return _Recorder().changes(self._groups)
 
+    def place(self, identity: NumericIdentity, prefix: str, labels: Labels) -> Changes:
+        """Add or move an identity of addresses outside of the cluster that no policy names.
+
+        CIDRs around `prefix` choose it. Of addresses that were learnt for names it carries the
+        labels of the patterns (fqdn.label_of). remove_identities ends it.
+        """
+        network = ipaddress.ip_network(prefix)
+        was = self._prefixes.unplace(identity)
+        if was is not None:
+            self._groups.prefixes_removed({was: identity})
+        self._prefixes.place(identity, network)
+        self._groups.prefixes_added({network: identity})
+        changed = self._index.relabel(identity, labels)
+        self._groups.selectors_changed(*changed)
+        self._no_endpoints.add(identity)
+        return _Recorder().changes(self._groups)
+
+    def set_addresses(self, identity: NumericIdentity, prefixes: Iterable[str]) -> Changes:
+        """Which addresses endpoints or nodes of this identity have; none forgets them.
+
+        CIDRs that are matched by address choose the identity as a whole as soon as they hold one.
+        """
+        wanted = frozenset(ipaddress.ip_network(prefix) for prefix in prefixes)
+        had = self._held.pop(identity, frozenset())
+        if wanted:
+            self._held[identity] = wanted
+        for network in wanted - had:
+            self._addresses.add(network, identity)
+            self._groups.address_added(network, identity)
+        for network in had - wanted:
+            self._addresses.discard(network, identity)
+            self._groups.address_removed(network, identity)
+        return _Recorder().changes(self._groups)
+
     def _is_fixed(self, number: NumericIdentity) -> bool:
         return number in reserved_labels() or self._prefixes.holds(number)
+
+    def _leave(self, number: NumericIdentity) -> None:
+        """Prefixes and addresses that the identity had."""
+        network = self._prefixes.unplace(number)
+        if network is not None:
+            self._groups.prefixes_removed({network: number})
+        for held in self._held.pop(number, ()):
+            self._addresses.discard(held, number)
+            self._groups.address_removed(held, number)
 
     def _forget_locals(self, numbers: Iterable[int]) -> None:
         for number in numbers:

@@ -31,6 +31,7 @@ class Kind(StrEnum):
     CNP = "CiliumNetworkPolicy"
     CCNP = "CiliumClusterwideNetworkPolicy"
     NETWORK_POLICY = "NetworkPolicy"
+    CLUSTER_NETWORK_POLICY = "ClusterNetworkPolicy"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, StringMark, YAMLError
@@ -78,6 +79,8 @@ class Entry:
 
 Node = Scalar | Sequence | Mapping
 
+_NOWHERE: Final = Place(1, 1, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -96,6 +99,31 @@ class Malformed(Exception):
         self.message = message
         self.line = line
         self.column = column
+
+
+Plain = str | int | float | bool | list["Plain"] | dict[str, "Plain"] | None
+
+
+def plain(node: Node) -> Plain:
+    if isinstance(node, Scalar):
+        return node.value
+    if isinstance(node, Mapping):
+        return {key: plain(entry.value) for key, entry in node.entries.items()}
+    return [plain(item) for item in node.items]
+
+
+def from_plain(value: Plain, depth: int = 0) -> Node:
+    """A tree without places. Raises Malformed where it is too deep."""
+    if depth >= MAX_DEPTH:
+        raise _too("nested more than", MAX_DEPTH, "levels deep", _NOWHERE)
+    if isinstance(value, dict):
+        entries = {
+            key: Entry(key, _NOWHERE, from_plain(item, depth + 1)) for key, item in value.items()
+        }
+        return Mapping(_NOWHERE, 0, entries, ())
+    if isinstance(value, list):
+        return Sequence(_NOWHERE, 0, tuple(from_plain(item, depth + 1) for item in value))
+    return Scalar(_NOWHERE, 0, value, "null" if value is None else str(value))
 
 
 def documents(text: str) -> Iterator[Document]:

@@ -44,7 +44,7 @@ clauses = st.builds(
     st.sampled_from(Direction),
     st.lists(u64.map(GroupId), max_size=4).map(tuple),
     st.lists(ranges, max_size=4).map(tuple),
-    st.sampled_from(Action),
+    st.sampled_from([Action.ALLOW, Action.DENY]),
     u32.map(RuleId),
 )
 policies = st.builds(

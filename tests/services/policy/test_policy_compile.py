@@ -77,7 +77,7 @@ random_clauses = st.lists(
     st.tuples(
         st.lists(st.integers(1, 5), max_size=2, unique=True),
         st.lists(ranges, max_size=3),
-        st.sampled_from(list(Action)),
+        st.sampled_from([Action.ALLOW, Action.DENY]),
     ),
     max_size=7,
 ).map(
