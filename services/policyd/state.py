@@ -88,12 +88,13 @@ class State:
         batch = _Batch()
         for event in events:
             batch.add(event)
-        if batch.revision < self.revision:
+        # A listing comes in the order of its keys; only what follows it comes in the store's.
+        if self.synced and batch.revision < self.revision:
             raise Invalid(
                 f"the store went from revision {self.revision} back to {batch.revision}: it was"
                 " replaced or restored; starting over from what it holds now"
             )
-        self.revision = Revision(batch.revision)
+        self.revision = max(self.revision, Revision(batch.revision))
         gathering = Gathering(self.revision)
         self._identities_came(batch.identities, gathering)
         self._policies(batch.policies, gathering)

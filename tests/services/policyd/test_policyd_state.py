@@ -39,6 +39,15 @@ def test_a_store_that_went_back_voids_the_view() -> None:
         state.apply((changed(keys.node("n1"), 3),))
 
 
+def test_a_listing_may_come_in_any_order_of_revisions() -> None:
+    state = fresh()
+    state.apply((changed(keys.node("n1"), 8),))
+    state.apply((changed(keys.node("n2"), 3),))
+    state.apply((Synced(Revision(9)),))
+    assert state.synced
+    assert state.revision == 9
+
+
 def test_a_key_and_its_reference_are_each_others_inverse() -> None:
     for ref in (keys.ref("api"), keys.ref("all", "")):
         assert ref_of(object_key(ref)) == ref
