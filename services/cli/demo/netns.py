@@ -87,7 +87,10 @@ def create_outside(gateway: str, addresses: tuple[str, ...], prefix: int) -> Net
 
 
 def remove_all() -> None:
-    """Every namespace of the demo, a killed run's included. The cable goes with its namespace."""
+    """Every namespace of the demo and the cable, a killed run's included."""
+    # The kernel takes a namespace apart some time after its name is gone: the cable goes first.
+    if (Path("/sys/class/net") / OUTSIDE_LINK).exists():
+        _ip("link", "delete", OUTSIDE_LINK)
     if not NETNS_DIR.is_dir():
         return
     for path in NETNS_DIR.iterdir():
