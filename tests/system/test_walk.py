@@ -205,9 +205,7 @@ def test_a_deleted_endpoint_leaves_no_row_link_file_or_key(stack: Stack) -> None
     assert tables.local4.get(packed) is None
     assert tables.ipcache4.get(packed) is None
     eventually(
-        lambda: (
-            not [key for key, _ in tables.policy_peer.items() if isinstance(key, PolicyPeerKey)]
-        ),
+        lambda: not list(tables.policy_peer.items()),
         "policy rows of the gone endpoint stay",
     )
     assert dict(tables.policy_port.items()) == {}
