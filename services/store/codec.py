@@ -68,11 +68,19 @@ def key_values(kvs: Iterable[kv_pb2.KeyValue]) -> tuple[KeyValue, ...]:
 
 
 def txn_request(txn: Txn) -> pb.TxnRequest:
-    return pb.TxnRequest(
-        compare=[_compare(compare) for compare in txn.compares],
-        success=[_operation(operation) for operation in txn.success],
-        failure=[_operation(operation) for operation in txn.failure],
-    )
+    request = pb.TxnRequest()
+    _fill(request, txn)
+    return request
+
+
+def _fill(request: pb.TxnRequest, txn: Txn) -> None:
+    """In place: a message handed to another one's constructor is copied, at every level again."""
+    for compare in txn.compares:
+        _compare(request.compare.add(), compare)
+    for operation in txn.success:
+        _operation(request.success.add(), operation)
+    for operation in txn.failure:
+        _operation(request.failure.add(), operation)
 
 
 def txn_result(response: pb.TxnResponse, revision: Revision) -> TxnResult:
@@ -81,12 +89,10 @@ def txn_result(response: pb.TxnResponse, revision: Revision) -> TxnResult:
     return TxnResult(revision, response.succeeded, results)
 
 
-def _compare(compare: Compare) -> pb.Compare:
-    message = pb.Compare(
-        result=_RELATIONS[compare.relation],
-        key=_start(compare.key, compare.range_end),
-        range_end=_end(compare.range_end),
-    )
+def _compare(message: pb.Compare, compare: Compare) -> None:
+    message.result = _RELATIONS[compare.relation]
+    message.key = _start(compare.key, compare.range_end)
+    message.range_end = _end(compare.range_end)
     match compare.target, compare.operand:
         case Target.CREATE, int(revision):
             message.target = pb.Compare.CREATE
@@ -102,31 +108,33 @@ def _compare(compare: Compare) -> pb.Compare:
             message.value = value
         case target, operand:
             raise Invalid(f"{target.value} of {compare.key!r} compared with {operand!r}")
-    return message
 
 
-def _operation(operation: Operation) -> pb.RequestOp:
+def _operation(message: pb.RequestOp, operation: Operation) -> None:
     match operation:
-        case Put(key=key, value=value, lease=lease):
-            put = pb.PutRequest(key=key_bytes(key), value=value, lease=lease)
-            return pb.RequestOp(request_put=put)
-        case Delete(key=key, range_end=end):
-            delete = pb.DeleteRangeRequest(key=_start(key, end), range_end=_end(end))
-            return pb.RequestOp(request_delete_range=delete)
+        case Put():
+            put = message.request_put
+            put.key = key_bytes(operation.key)
+            put.value = operation.value
+            put.lease = operation.lease
+        case Delete():
+            delete = message.request_delete_range
+            delete.key = _start(operation.key, operation.range_end)
+            delete.range_end = _end(operation.range_end)
         case Range():
-            return pb.RequestOp(request_range=_range(operation))
+            _range(message.request_range, operation)
         case Txn():
-            return pb.RequestOp(request_txn=txn_request(operation))
+            # Touched first: an empty transaction must still be the one that is set.
+            message.request_txn.SetInParent()
+            _fill(message.request_txn, operation)
 
 
-def _range(request: Range) -> pb.RangeRequest:
-    return pb.RangeRequest(
-        key=_start(request.key, request.range_end),
-        range_end=_end(request.range_end),
-        limit=request.limit,
-        count_only=request.count_only,
-        keys_only=request.keys_only,
-    )
+def _range(message: pb.RangeRequest, request: Range) -> None:
+    message.key = _start(request.key, request.range_end)
+    message.range_end = _end(request.range_end)
+    message.limit = request.limit
+    message.count_only = request.count_only
+    message.keys_only = request.keys_only
 
 
 def _result(response: pb.ResponseOp, revision: Revision) -> OperationResult:
