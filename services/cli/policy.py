@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from services.cli import evaluate
 from services.cli.options import DEFAULT_SERVER, Namespace, Output, Server
 from services.cli.output import Format, note, say, write_json, write_table
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from services.cli.apply import Outcome
 
 app = typer.Typer(no_args_is_help=True, help="Network policies.")
+app.command("eval")(evaluate.eval_cases)
 
 Wait = Annotated[bool, typer.Option("--wait", help="Until every node has realised it.")]
 Timeout = Annotated[str, typer.Option(help="For --wait: 30s, 2m.")]

@@ -133,7 +133,7 @@ def _clause(at: Cursor, index: int, place: Place, reading: _Reading) -> PolicyCl
     reading.requirements += [(direction, action, selector) for selector in required]
     ports = read_ports_of(fields, place)
     _check_services(fields)
-    if peers is None and (ports is None or required):
+    if peers is None and ports is None:
         # Neither peers nor ports: a clause that grants nothing, unlike in a NetworkPolicy.
         peers = ()
     ranges = None if ports is None else ports.ranges

@@ -240,6 +240,8 @@ class GroupTable:
             self._change(group, added, removed)
 
     def _around(self, network: Network) -> Iterator[_Group]:
+        if not self._by_network:
+            return
         for around in covering(network):
             for group in self._by_network.get(around, ()):
                 yield self._groups[group]

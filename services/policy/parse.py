@@ -27,7 +27,6 @@ from services.policy.tree import (
     Mapping,
     Node,
     Place,
-    Plain,
     Scalar,
     documents,
     from_plain,
@@ -119,7 +118,7 @@ def parse(
 
 
 def parse_object(
-    value: Plain, source: str, default_namespace: str, features: Features = Features.NODE
+    value: object, source: str, default_namespace: str, features: Features = Features.NODE
 ) -> tuple[Policy | None, tuple[Problem, ...]]:
     """One object that JSON has read already, so without places; None when it has an error."""
     report = Report(source, features)
@@ -244,7 +243,10 @@ def _kind(document: Fields) -> Kind | None:
 
 def _ref(document: Fields, kind: Kind, default_namespace: str) -> PolicyRef | None:
     at = document.require("metadata", "give the policy a metadata.name")
-    metadata = at.fields(*_METADATA) if at is not None else None
+    metadata = at.fields() if at is not None else None
+    for key, cursor in metadata or ():
+        if key not in _METADATA:
+            cursor.advise(f"unknown field {key!r} says nothing; remove it")
     name_at = metadata.require("name", "give the policy a name") if metadata is not None else None
     name = name_at.text() if name_at is not None else None
     if metadata is None or name_at is None or name is None:

@@ -91,13 +91,12 @@ def _four_lines(claims: Sequence[Claim]) -> PortAnswer:
 
 
 def _auth(claims: Sequence[Claim]) -> Auth:
-    speaking = [claim for claim in claims if claim.clause.auth is not None]
-    if not speaking:
-        return Auth.DISABLED
-    row = max((claim.port_bits, claim.peer_specific) for claim in claims)
-    covering = [c for c in speaking if c.peer_specific <= row[1]]
-    ranked = ((c.port_bits, c.peer_specific, c.clause.auth or Auth.DISABLED) for c in covering)
-    return max(ranked, default=(0, False, Auth.DISABLED))[2]
+    speaking = (
+        (claim.port_bits, claim.peer_specific, claim.clause.auth)
+        for claim in claims
+        if claim.clause.auth is not None
+    )
+    return max(speaking, default=(0, False, Auth.DISABLED))[2]
 
 
 def _aligned(claim: Claim) -> Iterator[Claim]:

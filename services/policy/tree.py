@@ -112,8 +112,8 @@ def plain(node: Node) -> Plain:
     return [plain(item) for item in node.items]
 
 
-def from_plain(value: Plain, depth: int = 0) -> Node:
-    """A tree without places. Raises Malformed where it is too deep."""
+def from_plain(value: object, depth: int = 0) -> Node:
+    """A tree without places, of what JSON can hold. Raises Malformed where it is too deep."""
     if depth >= MAX_DEPTH:
         raise _too("nested more than", MAX_DEPTH, "levels deep", _NOWHERE)
     if isinstance(value, dict):
@@ -123,7 +123,9 @@ def from_plain(value: Plain, depth: int = 0) -> Node:
         return Mapping(_NOWHERE, 0, entries, ())
     if isinstance(value, list):
         return Sequence(_NOWHERE, 0, tuple(from_plain(item, depth + 1) for item in value))
-    return Scalar(_NOWHERE, 0, value, "null" if value is None else str(value))
+    if value is None or isinstance(value, str | int | float):
+        return Scalar(_NOWHERE, 0, value, "null" if value is None else str(value))
+    raise Malformed(f"{type(value).__name__} is nothing that JSON can hold", 1, 1)
 
 
 def documents(text: str) -> Iterator[Document]:

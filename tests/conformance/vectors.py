@@ -1,7 +1,6 @@
 """Recorded verdicts: reading them, and asking this implementation the same questions.
 
-A case is `covered` when every policy in it was accepted, `outside` when one was refused because
-something is not supported yet. Whatever is covered must agree.
+`excepted` names the cases that differ on purpose, with the reason; everything else must agree.
 """
 
 from __future__ import annotations
@@ -21,18 +20,19 @@ from identity.labels import Labels
 from identity.numbers import WORLD, WORLD_IPV4, WORLD_IPV6, NumericIdentity
 from services.policy.cilium import read_rule
 from services.policy.clauses import Direction, PolicyRef, RuleId
-from services.policy.compile import Answer, Compiled, Verdict, compile_direction
+from services.policy.compile import Answer, Compiled, PortNames, compile_direction
+from services.policy.evaluate import word_of
+from services.policy.features import Features
 from services.policy.model import Policy, Rule
 from services.policy.parse import parse
 from services.policy.reader import Cursor, Problem, Report
+from services.policy.requirements import narrowed
 from services.policy.resolve import Resolver, ResolverSettings, rule_count
 from services.policy.selectors import Scope
 from services.policy.tree import documents
 
 VECTORS = Path(__file__).parents[2].parent / "shared" / "vectors" / "policy"
-OUTSIDE = ("not supported",)
 DIRECTIONS = {"ingress": Direction.INGRESS, "egress": Direction.EGRESS}
-VERDICTS = {Verdict.ALLOW: "allow", Verdict.DENY: "deny", Verdict.NONE: "deny"}
 
 
 def load(name: str) -> Any:
@@ -42,34 +42,23 @@ def load(name: str) -> Any:
     return json.loads(path.read_text())
 
 
-def without(node: Any, removed: tuple[str, ...]) -> Any:
-    """The same tree without these keys, wherever they stand."""
-    if isinstance(node, dict):
-        return {key: without(value, removed) for key, value in node.items() if key not in removed}
-    return [without(item, removed) for item in node] if isinstance(node, list) else node
-
-
 @dataclass
 class Tally:
     """Counts per vector file, printed by the tests."""
 
     name: str
     agree: int = 0
-    outside: Counter[str] = field(default_factory=Counter)
-    known: Counter[str] = field(default_factory=Counter)
+    excepted: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     probes: int = 0
-    # Single probes that differ by intent in cases that agree otherwise.
-    differing: Counter[str] = field(default_factory=Counter)
 
     def report(self) -> None:
-        total = self.agree + self.outside.total() + self.known.total() + len(self.wrong)
+        total = self.agree + self.excepted.total() + len(self.wrong)
         print(
             f"\n{self.name}: {total} cases, {self.agree} agree ({self.probes} probes),"
-            f" {self.outside.total()} outside, {self.known.total()} differ by intent,"
-            f" {len(self.wrong)} disagree"
+            f" {self.excepted.total()} differ on purpose, {len(self.wrong)} disagree"
         )
-        for reason, count in (self.outside + self.known + self.differing).most_common():
+        for reason, count in self.excepted.most_common():
             print(f"  {count:5d}  {reason}")
         assert not self.wrong, "\n".join(self.wrong[:20])
 
@@ -78,17 +67,9 @@ class Tally:
 class Refused(Exception):
     problems: tuple[Problem, ...]
 
-    @property
-    def outside(self) -> str | None:
-        """Why it is outside of what is supported; None when it is refused for good."""
-        for problem in self.problems:
-            if any(word in problem.message for word in OUTSIDE):
-                return problem.message.split(";")[0]
-        return None
-
 
 def accept(document: Mapping[str, Any]) -> Policy:
-    parsed = parse(json.dumps(document).encode(), "vector", "default")
+    parsed = parse(json.dumps(document).encode(), "vector", "default", Features.ALL)
     errors = tuple(p for p in parsed.problems if p.severity == "error")
     if errors:
         raise Refused(errors)
@@ -100,9 +81,9 @@ def accept_rules(rules: Iterable[Mapping[str, Any]]) -> Policy:
     return Policy(PolicyRef("Rules", "", "bare"), tuple(accept_rule(rule) for rule in rules))
 
 
-def accept_rule(rule: Mapping[str, Any]) -> Rule:
+def accept_rule(rule: Mapping[str, Any], features: Features = Features.ALL) -> Rule:
     (document,) = documents(json.dumps(rule))
-    report = Report("vector")
+    report = Report("vector", features)
     read = read_rule(Cursor(report, "", document.root, document.root.place), Scope(None, bare=True))
     errors = tuple(p for p in report.problems if p.severity == "error")
     if errors or read is None:
@@ -116,6 +97,7 @@ class World:
 
     resolver: Resolver
     dual_stack: bool = False
+    names: PortNames = field(default_factory=dict)
     compiled: dict[tuple[NumericIdentity, Direction], Compiled | None] = field(default_factory=dict)
     answers: dict[tuple[NumericIdentity, Direction, NumericIdentity], Answer] = field(
         default_factory=dict
@@ -129,7 +111,12 @@ class World:
         settings: ResolverSettings,
         *,
         dual_stack: bool = False,
+        names: PortNames | None = None,
+        subject: Labels | None = None,
     ) -> World:
+        """With `subject`, for this subject only: requirements bind to it."""
+        if subject is not None:
+            policies = narrowed(policies, subject)
         resolver = Resolver(settings)
         resolver.set_identities(identities)
         base = 16
@@ -137,7 +124,7 @@ class World:
             ref = PolicyRef(policy.ref.kind, policy.ref.namespace, f"{policy.ref.name}-{n}")
             resolver.set_policy(Policy(ref, policy.rules), RuleId(base))
             base += rule_count(policy)
-        return cls(resolver, dual_stack)
+        return cls(resolver, dual_stack, names or {})
 
     def verdict(
         self,
@@ -146,17 +133,19 @@ class World:
         peer: NumericIdentity,
         proto: int,
         port: int,
-    ) -> Verdict:
+    ) -> str:
+        """allow, deny, redirect or auth:<mode>."""
         at = (subject, direction)
         if at not in self.compiled:
-            self.compiled[at] = compile_direction(self.resolver.local_policy(subject), direction)
+            local = self.resolver.local_policy(subject)
+            self.compiled[at] = compile_direction(local, direction, self.names)
         compiled = self.compiled[at]
         if compiled is None:
-            return Verdict.ALLOW
+            return "allow"
         key = (*at, peer)
         if key not in self.answers:
             self.answers[key] = self._answer(compiled, peer)
-        return self.answers[key].lookup(proto, port).verdict
+        return word_of(self.answers[key].lookup(proto, port))
 
     def _answer(self, compiled: Compiled, peer: NumericIdentity) -> Answer:
         (answer,) = compiled.partition(
@@ -184,9 +173,10 @@ class World:
         return WORLD_IPV4 if version == 4 else WORLD_IPV6
 
 
-def row_verdict(
-    rows: Iterable[tuple[int, int, int, int, str]], peer: int, proto: int, port: int
-) -> str:
+Row = tuple[int, int, int, int, str]
+
+
+def row_verdict(rows: Iterable[Row], peer: int, proto: int, port: int) -> str:
     """What a recorded map (identity, proto, port, prefix length, verdict) answers."""
     best: dict[int, tuple[int, str]] = {}
     for identity, row_proto, row_port, bits, verdict in rows:
@@ -195,7 +185,10 @@ def row_verdict(
             length = (8 if row_proto else 0) + bits
             if identity not in best or length > best[identity][0]:
                 best[identity] = (length, verdict)
-    said = {verdict for _, verdict in best.values()}
-    if "deny" in said or not said:
+    if not best:
         return "deny"
-    return "allow"
+    if any(verdict == "deny" for _, verdict in best.values()):
+        return "deny"
+    # A row for a port before one for a protocol before any; the peer's own before anyone's.
+    own, anyone = best.get(peer, (-1, "")), best.get(0, (-1, ""))
+    return own[1] if min(own[0], 9) >= min(anyone[0], 9) else anyone[1]
