@@ -32,6 +32,7 @@ MAP_UPDATE_BATCH: Final = 26
 MAP_DELETE_BATCH: Final = 27
 LINK_CREATE: Final = 28
 LINK_UPDATE: Final = 29
+LINK_DETACH: Final = 34
 
 TCX_INGRESS: Final = 46
 TCX_EGRESS: Final = 47
@@ -219,14 +220,23 @@ def tcx_attach(program: int, ifindex: int, attach_type: int) -> int:
     return _bpf(LINK_CREATE, _attr(attr))
 
 
+def link_detach(link: int) -> None:
+    """At once; giving up the last pin does it some time later."""
+    _bpf(LINK_DETACH, _attr(pack("=I", link)))
+
+
 def link_update(link: int, program: int) -> None:
     _bpf(LINK_UPDATE, _attr(pack("=IIII", link, program, 0, 0)))
+
+
+_CONTEXT: Final = 192  # bytes of struct __sk_buff; `mark` is its third word
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
     result: int
     packet: bytes
+    mark: int
     duration_ns: int
 
 
@@ -236,6 +246,8 @@ def run_program(program: int, packet: bytes, *, context: bytes = b"", repeat: in
     `duration_ns` is the kernel's average per run.
     """
     out = ctypes.create_string_buffer(len(packet) + 256)
+    after = ctypes.create_string_buffer(_CONTEXT)
+    context = context.ljust(_CONTEXT, b"\0")
     attr = _attr(
         pack(
             "=IIIIQQIIIIQQ",
@@ -248,13 +260,14 @@ def run_program(program: int, packet: bytes, *, context: bytes = b"", repeat: in
             repeat,
             0,
             len(context),
-            0,
-            _address(context) if context else 0,
-            0,
+            len(after),
+            _address(context),
+            _address(after),
         )
         + bytes(16)
     )
     _bpf(PROG_TEST_RUN, attr)
     result, _, size = unpack_from("=III", attr.raw, 4)
     (duration,) = unpack_from("=I", attr.raw, 36)
-    return RunResult(result, out.raw[:size], duration)
+    (mark,) = unpack_from("=I", after.raw, 8)
+    return RunResult(result, out.raw[:size], mark, duration)

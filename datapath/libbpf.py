@@ -10,6 +10,7 @@ import ctypes
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Final
 from services.runtime.errors import Unusable
 
 _Print = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+_libc: Final = ctypes.CDLL(None)
 _DEBUG: Final = 2
 _TC_INGRESS: Final = 1
 _TC_EGRESS: Final = 2
@@ -80,33 +82,41 @@ def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
 
 def _library() -> ctypes.CDLL:
     try:
-        return _declare(ctypes.CDLL("libbpf.so.1", use_errno=True))
+        lib = _declare(ctypes.CDLL("libbpf.so.1", use_errno=True))
     except OSError:
         raise Unusable(
             "libbpf.so.1 is missing: install libbpf1 (Debian, Ubuntu) or libbpf"
         ) from None
+    lib.libbpf_set_print(ctypes.cast(_printer, ctypes.c_void_p))
+    return lib
+
+
+_listening = threading.local()
+
+
+def _hear(level: int, template: bytes, arguments: int) -> int:
+    said: list[str] | None = getattr(_listening, "said", None)
+    if level < _DEBUG and said is not None:
+        # A whole verifier log passes here as one message.
+        text = ctypes.create_string_buffer(1 << 24 if b"BEGIN" in template else 1 << 12)
+        _libc.vsnprintf(text, ctypes.c_size_t(len(text)), template, ctypes.c_void_p(arguments))
+        said.append(text.value.decode(errors="replace"))
+    return 0
+
+
+# libbpf keeps one printer per process and calls it in the thread that works; one that came and
+# went with each call could be gone while another thread is in it.
+_printer: Final = _Print(_hear)
 
 
 @contextmanager
-def _heard(lib: ctypes.CDLL) -> Iterator[list[str]]:
-    """What libbpf says meanwhile, instead of its writing to stderr."""
-    said: list[str] = []
-    libc = ctypes.CDLL(None)
-
-    def hear(level: int, template: bytes, arguments: int) -> int:
-        if level < _DEBUG:
-            # A whole verifier log passes here as one message.
-            text = ctypes.create_string_buffer(1 << 24 if b"BEGIN" in template else 1 << 12)
-            libc.vsnprintf(text, ctypes.c_size_t(len(text)), template, ctypes.c_void_p(arguments))
-            said.append(text.value.decode(errors="replace"))
-        return 0
-
-    callback = _Print(hear)
-    lib.libbpf_set_print(ctypes.cast(callback, ctypes.c_void_p))
+def _heard() -> Iterator[list[str]]:
+    """What libbpf says meanwhile in this thread, instead of its writing to stderr."""
+    _listening.said = said = list[str]()
     try:
         yield said
     finally:
-        lib.libbpf_set_print(None)
+        _listening.said = None
 
 
 def verifier_summary(log: str) -> str:
@@ -156,7 +166,7 @@ class BpfObject:
             raise Unusable(f"no BPF object at {path}: run `make setup` to build it")
         self._lib = _library()
         self._path = path
-        with _heard(self._lib) as said:
+        with _heard() as said:
             self._handle = self._lib.bpf_object__open_file(os.fsencode(path), None)
         if not self._handle:
             raise Unusable(f"{path} is not a BPF object: {' '.join(said).strip()}")
@@ -172,7 +182,7 @@ class BpfObject:
 
     def load(self, log_dir: Path | None = None) -> dict[str, int]:
         """Program descriptors by name, valid until `close`."""
-        with _heard(self._lib) as said:
+        with _heard() as said:
             result = self._lib.bpf_object__load(self._handle)
         if result:
             raise self._refused(-result, "".join(said), log_dir)
@@ -205,39 +215,38 @@ class BpfObject:
 
 
 class Clsact:
-    """Filters on the clsact qdisc, for kernels without tcx (before 6.6)."""
+    """Filters on the clsact qdisc: quick to attach, and all there is before kernel 6.6."""
 
     def __init__(self) -> None:
         self._lib = _library()
 
     @staticmethod
-    def _hook(ifindex: int, *, ingress: bool) -> _TcHook:
-        point = _TC_INGRESS if ingress else _TC_EGRESS
+    def _hook(ifindex: int, point: int) -> _TcHook:
         return _TcHook(ctypes.sizeof(_TcHook), ifindex, point, 0)
 
     def attach(self, ifindex: int, program: int, *, ingress: bool) -> None:
-        """Replaces our own earlier filter in one step."""
-        hook = self._hook(ifindex, ingress=ingress)
+        """Makes the qdisc where it is missing. Replaces our own earlier filter in one step."""
+        hook = self._hook(ifindex, _TC_INGRESS if ingress else _TC_EGRESS)
         options = _TcOpts(
             ctypes.sizeof(_TcOpts), program, _TC_F_REPLACE, 0, _TC_HANDLE, _TC_PRIORITY
         )
-        with _heard(self._lib):
+        with _heard():
             self._lib.bpf_tc_hook_create(ctypes.byref(hook))  # EEXIST: somebody made it before
             result = self._lib.bpf_tc_attach(ctypes.byref(hook), ctypes.byref(options))
         if result:
             raise OSError(-result, os.strerror(-result))
 
     def detach(self, ifindex: int, *, ingress: bool) -> None:
-        hook = self._hook(ifindex, ingress=ingress)
+        hook = self._hook(ifindex, _TC_INGRESS if ingress else _TC_EGRESS)
         options = _TcOpts(ctypes.sizeof(_TcOpts), 0, 0, 0, _TC_HANDLE, _TC_PRIORITY)
-        with _heard(self._lib):
+        with _heard():
             self._lib.bpf_tc_detach(ctypes.byref(hook), ctypes.byref(options))
 
     def program_id(self, ifindex: int, *, ingress: bool) -> int:
         """Of our filter; 0: there is none."""
-        hook = self._hook(ifindex, ingress=ingress)
+        hook = self._hook(ifindex, _TC_INGRESS if ingress else _TC_EGRESS)
         options = _TcOpts(ctypes.sizeof(_TcOpts), 0, 0, 0, _TC_HANDLE, _TC_PRIORITY)
-        with _heard(self._lib):
+        with _heard():
             result = self._lib.bpf_tc_query(ctypes.byref(hook), ctypes.byref(options))
         found: int = options.prog_id
         return 0 if result else found

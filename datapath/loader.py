@@ -1,4 +1,4 @@
-"""Loads the programs, pins their maps and attaches them to the endpoints' interfaces.
+"""Loads the programs, pins their maps and hands both to what attaches them.
 
 The kernel keeps everything: maps and attachments are pinned, so that the agent's end changes
 nothing for the packets, and the next agent takes over without a gap: `open` loads the programs
@@ -7,38 +7,18 @@ beside the running ones onto the same maps, `replace_programs` exchanges them in
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
-import socket
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Self
 
-from datapath import bpfcall, pins
-from datapath.libbpf import BpfObject, Clsact
+from datapath import pins
+from datapath.attachments import Attachments, AttachMode
+from datapath.libbpf import BpfObject
 from datapath.maps.ring import EventRing
 from datapath.maps.tables import MAPS_DIR, Sizes, Tables
-from services.runtime.errors import NotFound, TesseraError, Unusable
+from services.runtime.errors import TesseraError
 
-AttachMode = Literal["auto", "tcx", "clsact"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Direction:
-    """One of the two programs; `suffix` ends the names of its pins."""
-
-    suffix: str
-    program: str
-    tcx: int
-    ingress: bool
-
-
-_DIRECTIONS: Final = (
-    _Direction("_in", "from_endpoint", bpfcall.TCX_INGRESS, ingress=True),
-    _Direction("_out", "to_endpoint", bpfcall.TCX_EGRESS, ingress=False),
-)
+__all__ = ["AttachMode", "Datapath"]
 
 
 class Datapath:
@@ -57,10 +37,7 @@ class Datapath:
         self._bpf = bpf
         self._programs = programs
         self._bpf_dir = bpf_dir
-        self._links = bpf_dir / "links"
-        self._filters = bpf_dir / "filters"
-        self._mode = attach
-        self._clsact = Clsact()
+        self._attachments = Attachments(programs, bpf_dir, attach)
 
     @classmethod
     def open(
@@ -95,80 +72,34 @@ class Datapath:
         return dict(self._programs)
 
     def attach(self, ifindex: int, ifname: str) -> None:
-        """Both directions; idempotent. Blocks about 35 ms with tcx: call it in a thread.
+        """Both directions judge from here on; idempotent. About a millisecond, 20 to 40 with
+        attach = tcx.
 
         The interface should be down: between the two directions it is half judged.
         """
-        for direction in _DIRECTIONS:
-            try:
-                self._attach_one(ifindex, ifname, direction)
-            except OSError as error:
-                raise self._refusal(error, ifname) from error
+        self._attachments.attach(ifindex, ifname)
 
-    def _attach_one(self, ifindex: int, ifname: str, direction: _Direction) -> None:
-        program = self._programs[direction.program]
-        pin = self._links / (ifname + direction.suffix)
-        if _link_at(pin) == ifindex:
-            _exchange(pin, program)
-            return
-        pin.unlink(missing_ok=True)  # of an interface that is gone
-        if self._mode != "clsact":
-            try:
-                link = bpfcall.tcx_attach(program, ifindex, direction.tcx)
-            except OSError as error:
-                if self._mode == "tcx" or error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-                    raise
-            else:
-                try:
-                    bpfcall.pin(link, pin)
-                finally:
-                    os.close(link)
-                return
-        self._clsact.attach(ifindex, program, ingress=direction.ingress)
-        self._note_filter(ifname, direction, program)
+    def settle(self, ifindex: int, ifname: str) -> bool:
+        """Moves what `attach` put up in haste to its lasting place; whether it is there now.
 
-    def _note_filter(self, ifname: str, direction: _Direction, program: int) -> None:
-        pin = self._filters / (ifname + direction.suffix)
-        pin.unlink(missing_ok=True)
-        bpfcall.pin(program, pin)
-
-    def _refusal(self, error: OSError, ifname: str) -> TesseraError:
-        if error.errno == errno.ENODEV:
-            return NotFound(f"no interface {ifname} to attach to")
-        remedy = "; set [agent] attach to auto or clsact" if self._mode == "tcx" else ""
-        return Unusable(f"cannot attach to {ifname} by {self._mode}: {error.strerror}{remedy}")
+        Packets are judged once, by the same programs, before, during and after. Holds the kernel's
+        rtnl lock for 20 to 40 ms, so call it when nobody waits for an interface, in a thread.
+        Idempotent; False where there is nothing to move: attach = clsact, a kernel before 6.6,
+        an interface that is gone or detached.
+        """
+        return self._attachments.settle(ifindex, ifname)
 
     def detach(self, ifname: str) -> None:
         """No error when nothing is attached, or the interface is gone."""
-        for direction in _DIRECTIONS:
-            (self._links / (ifname + direction.suffix)).unlink(missing_ok=True)
-            pin = self._filters / (ifname + direction.suffix)
-            if pin.exists():
-                index = _ifindex(ifname)
-                if index:
-                    self._clsact.detach(index, ingress=direction.ingress)
-                pin.unlink()
+        self._attachments.detach(ifname)
 
     def attached(self) -> set[str]:
-        """Interfaces that exist and have both programs attached."""
-        seen: dict[str, int] = {}
-        for ifname, _, _ in self._attachments():
-            seen[ifname] = seen.get(ifname, 0) + 1
-        return {ifname for ifname, count in seen.items() if count == len(_DIRECTIONS)}
+        """Interfaces that exist and are judged in both directions, settled or not."""
+        return self._attachments.attached()
 
-    def _attachments(self) -> Iterator[tuple[str, _Direction, Path | None]]:
-        """Live ones only; with the link's pin, or None for a filter."""
-        for direction in _DIRECTIONS:
-            for pin in sorted(self._links.glob("*" + direction.suffix)):
-                ifname = pin.name.removesuffix(direction.suffix)
-                index = _ifindex(ifname)
-                if index and _link_at(pin) == index:
-                    yield ifname, direction, pin
-            for pin in sorted(self._filters.glob("*" + direction.suffix)):
-                ifname = pin.name.removesuffix(direction.suffix)
-                index = _ifindex(ifname)
-                if index and self._clsact.program_id(index, ingress=direction.ingress):
-                    yield ifname, direction, None
+    def unsettled(self) -> dict[str, int]:
+        """Interfaces, with their ifindex, that `settle` has something to do for."""
+        return self._attachments.unsettled()
 
     def replace_programs(self) -> int:
         """Moves every attachment to the loaded programs, each in one step; how many changed.
@@ -176,25 +107,11 @@ class Datapath:
         No packet meets an interface without a program. One that already runs the same
         instructions on the same maps is left alone.
         """
-        changed = 0
-        for ifname, direction, pin in list(self._attachments()):
-            program = self._programs[direction.program]
-            if pin is not None:
-                changed += _exchange(pin, program)
-                continue
-            index = _ifindex(ifname)
-            if _same_program(self._clsact.program_id(index, ingress=direction.ingress), program):
-                continue
-            self._clsact.attach(index, program, ingress=direction.ingress)
-            self._note_filter(ifname, direction, program)
-            changed += 1
-        return changed
+        return self._attachments.replace_programs()
 
     def cleanup(self) -> None:
         """Detaches everything and removes every pin: the maps go with the last program."""
-        for folder in (self._links, self._filters):
-            for pin in list(folder.glob("*_*")):
-                self.detach(pin.name.rpartition("_")[0])
+        self._attachments.detach_all()
         shutil.rmtree(self._bpf_dir)
 
     def close(self) -> None:
@@ -202,48 +119,3 @@ class Datapath:
         self.ring.close()
         self.tables.close()
         self._bpf.close()
-
-
-def _ifindex(ifname: str) -> int:
-    """0: no such interface here."""
-    try:
-        return socket.if_nametoindex(ifname)  # not sysfs, which shows its mounter's namespace
-    except OSError:
-        return 0
-
-
-def _link_at(pin: Path) -> int:
-    """Interface index of the tcx link pinned there; 0: no link, or its interface is gone."""
-    try:
-        link = bpfcall.get_pinned(pin)
-    except FileNotFoundError:
-        return 0
-    try:
-        return bpfcall.link_info(link).ifindex
-    finally:
-        os.close(link)
-
-
-def _exchange(pin: Path, program: int) -> bool:
-    """False: the link runs it already."""
-    link = bpfcall.get_pinned(pin)
-    try:
-        if _same_program(bpfcall.link_info(link).program_id, program):
-            return False
-        bpfcall.link_update(link, program)
-        return True
-    finally:
-        os.close(link)
-
-
-def _same_program(running_id: int, program: int) -> bool:
-    """Same instructions (the tag leaves map addresses out) on the same maps."""
-    try:
-        running = bpfcall.program_by_id(running_id)
-    except FileNotFoundError:
-        return False
-    try:
-        old, new = bpfcall.program_info(running), bpfcall.program_info(program)
-    finally:
-        os.close(running)
-    return (old.tag, old.map_ids) == (new.tag, new.map_ids)

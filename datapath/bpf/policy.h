@@ -122,4 +122,16 @@ __noinline int judge(struct answer *answer, __u32 slot, __u32 identity, const st
 	return answer->reason;
 }
 
+/* Whether no row of the slot was taken away while `answer` was made. */
+static __always_inline bool still_stands(const struct answer *answer)
+{
+	__u32 slot = answer->side.slot;
+	struct policy_slot *row;
+
+	if (slot == SLOT_OPEN)
+		return true;
+	row = bpf_map_lookup_elem(&policy_slot, &slot);
+	return !row || *(volatile __u32 *)&row->revision == answer->side.revision;
+}
+
 #endif

@@ -93,24 +93,25 @@ static __always_inline void count_forwarded(struct __sk_buff *skb, const struct 
 		count_packet(skb, 0, DIR_INGRESS);
 }
 
-/* How often an endpoint may change its slot during one packet's judgement. */
-#define SLOT_CHANGES 4
+/* How often policy may change while one packet is judged; beyond, it is dropped. */
+#define LOOKS 8
 
-/* An answer counts if the endpoint's row names the slot after the slot's rows were read. User space
- * points the row to the new slot first and sweeps the old one at once: a packet that came before
- * may find some of the old rows gone and others not, which is not what any policy said. */
+/* An answer counts if, after the slot's rows were read, the endpoint's row names the slot and the
+ * slot has the revision it had before. User space points to new rows first, by another slot or by a
+ * revision, and takes the old ones away at once: a packet that came before may find some of them
+ * gone and others not, which is not what any policy said. */
 static __always_inline void judge_by_current(struct answer *answer, const struct judging *by,
 					     __u32 side, __u32 peer, const struct packet *pkt)
 {
 	__u32 slot = by->slot, ifindex = by->ifindex;
 	struct endpoint *row;
 
-	for (int i = 0; i < SLOT_CHANGES; i++) {
+	for (int i = 0; i < LOOKS; i++) {
 		judge(answer, slot, peer, pkt);
 		row = bpf_map_lookup_elem(&endpoints, &ifindex);
 		if (!row)
 			break;
-		if (slot_of(row, side) == slot)
+		if (slot_of(row, side) == slot && still_stands(answer))
 			return;
 		slot = slot_of(row, side);
 	}

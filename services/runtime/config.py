@@ -102,7 +102,8 @@ class ApidConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`node_ip` empty: the first IPv4 address that is not loopback. `bpf_object` empty: the object
-    shipped in the package. `attach`: auto, tcx or clsact."""
+    shipped in the package. `attach`: auto, tcx or clsact. `..._max`: entries of a BPF map;
+    datapath.maps.tables.Sizes has the same names."""
 
     log: LogConfig = LogConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
@@ -118,8 +119,15 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     metrics_listen: str = "127.0.0.1:7414"
     allow_localhost: bool = True
     attach: str = "auto"
-    events_bytes: Annotated[int, Meta(ge=4096)] = 4_194_304
+    endpoints_max: Annotated[int, Meta(ge=16)] = 4096
+    ipcache4_max: Annotated[int, Meta(ge=1024)] = 262_144
+    ipcache4_prefix_max: Annotated[int, Meta(ge=1024)] = 65_536
+    policy_slots_max: Annotated[int, Meta(ge=64)] = 65_536
     policy_peer_max: Annotated[int, Meta(ge=1024)] = 1_048_576
+    policy_port_max: Annotated[int, Meta(ge=1024)] = 262_144
+    policy_range_max: Annotated[int, Meta(ge=1024)] = 65_536
+    ct4_max: Annotated[int, Meta(ge=1024)] = 131_072
+    events_bytes: Annotated[int, Meta(ge=4096)] = 4_194_304
 
 
 class ProcessConfig(Protocol):

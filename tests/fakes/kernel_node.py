@@ -72,6 +72,22 @@ def built_object() -> Path:
     return path
 
 
+def changed_build(folder: Path, changes: dict[str, tuple[str, str]]) -> Path:
+    """The programs built in `folder`, in each file named one text changed; skips without clang."""
+    for source in [*BPF.glob("*.h"), *BPF.glob("*.c"), BPF / "build.sh"]:
+        text = source.read_text()
+        if source.name in changes:
+            old, new = changes[source.name]
+            assert text.count(old) == 1, f"{source.name} has {old!r} {text.count(old)} times"
+            text = text.replace(old, new)
+        (folder / source.name).write_text(text)
+    done = subprocess.run(["sh", str(folder / "build.sh")], capture_output=True, text=True)
+    if done.returncode and "no clang" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    return folder / "tessera.o"
+
+
 def needs_kernel() -> None:
     """Skips, with the reason, where programs cannot be loaded or namespaces not made."""
     if os.geteuid() != 0:
@@ -108,21 +124,32 @@ def peer(
 
 
 class KernelNode:
-    def __init__(self, node: Namespace, remote: Namespace, datapath: Datapath) -> None:
+    def __init__(
+        self,
+        node: Namespace,
+        remote: Namespace,
+        datapath: Datapath,
+        bpf_dir: Path,
+        mode: AttachMode,
+    ) -> None:
         self.ns = node
         self.remote = remote
         self.datapath = datapath
+        self.bpf_dir = bpf_dir
+        self.mode = mode
         self.tables = datapath.tables
         self.workloads: list[Workload] = []
         self._revision = 100
 
     @classmethod
-    def start(cls, tag: str, attach: AttachMode = "auto") -> Self:
+    def start(
+        cls, tag: str, attach: AttachMode = "auto", *, object_path: Path | None = None
+    ) -> Self:
         """`tag`: makes the bpffs folder of this node its own."""
         needs_kernel()
         bpf_dir = Path(f"/sys/fs/bpf/tsr-test-{os.getpid()}-{tag}")
         try:
-            datapath = Datapath.open(built_object(), bpf_dir, SMALL, attach=attach)
+            datapath = Datapath.open(object_path or built_object(), bpf_dir, SMALL, attach=attach)
         except Unusable as error:
             if "refuses" in str(error):
                 raise
@@ -138,7 +165,7 @@ class KernelNode:
         remote.ip("link set eth0 up")
         remote.ip(f"route add default via {NODE}")
         node.call(links.ensure_forwarding)
-        made = cls(node, remote, datapath)
+        made = cls(node, remote, datapath, bpf_dir, attach)
         made.reset()
         return made
 
@@ -226,9 +253,33 @@ class KernelNode:
             if event.family != 6
         ]
 
+    def reopen(self, object_path: Path | None = None) -> Datapath:
+        """What the next agent does; the one before is not closed."""
+        path = object_path or built_object()
+        self.datapath = Datapath.open(path, self.bpf_dir, SMALL, attach=self.mode)
+        self.tables = self.datapath.tables
+        return self.datapath
+
     def inject(self, w: Workload, packet: bytes, *, program: str = "from_endpoint") -> int:
         """Runs a program on a made-up packet as if at the workload's interface; its TC_ACT_*."""
-        # struct __sk_buff: ifindex is the eleventh word.
-        context = bytes(40) + w.link.ifindex.to_bytes(4, "little") + bytes(148)
+        return self.run(w, packet, program=program).result
+
+    def run(
+        self,
+        w: Workload,
+        packet: bytes,
+        *,
+        program: str = "from_endpoint",
+        mark: int = 0,
+        repeat: int = 1,
+    ) -> bpfcall.RunResult:
+        # struct __sk_buff: mark is the third word, ifindex the eleventh.
+        context = bytes(8) + mark.to_bytes(4, "little") + bytes(28)
+        context += w.link.ifindex.to_bytes(4, "little")
         fd = self.datapath.programs[program]
-        return self.call(lambda: bpfcall.run_program(fd, packet, context=context)).result
+        return self.call(lambda: bpfcall.run_program(fd, packet, context=context, repeat=repeat))
+
+    def counted(self, direction: int, reason: int = 0) -> int:
+        """Packets, since the maps are there; reason 0: forwarded."""
+        metric = self.tables.metrics.get(reason * 2 + direction - 1)
+        return metric.packets if metric else 0

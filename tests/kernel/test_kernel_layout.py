@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from datapath.maps import layout
-from datapath.maps.tables import CODECS, CONFIG_KEYS
+from datapath.maps.tables import CODECS, CONFIG_KEYS, Sizes
 from services.policy import clauses
+from services.runtime.config import AgentConfig
 from tests.fakes.kernel_node import built_object
 
 pytestmark = pytest.mark.kernel
@@ -165,3 +166,9 @@ def test_every_map_of_the_object_is_typed(btf: list[dict[str, Any]]) -> None:
     names = {next(t["name"] for t in btf if t["id"] == v["type_id"]) for v in section["vars"]}
     assert names == {*CODECS, "events"}
     assert set(CONFIG_KEYS) <= names
+
+
+def test_every_size_is_a_key_of_the_agents_configuration_with_its_default() -> None:
+    config = AgentConfig()
+    sizes = {field.name: getattr(Sizes(), field.name) for field in dataclasses.fields(Sizes)}
+    assert {name: getattr(config, name, None) for name in sizes} == sizes

@@ -15,20 +15,36 @@ from datapath.loader import Datapath
 from datapath.maps.layout import IpcacheEntry, PolicyPeerKey, Verdict
 from datapath.maps.tables import Tables
 from services.runtime.errors import Exhausted, NotFound, Unusable
-from tests.fakes.kernel_node import BPF, SMALL, KernelNode, built_object, needs_kernel, peer
+from tests.fakes.kernel_node import (
+    SMALL,
+    KernelNode,
+    Workload,
+    built_object,
+    changed_build,
+    needs_kernel,
+    peer,
+)
 
 pytestmark = pytest.mark.kernel
 
 
-@pytest.fixture(params=["tcx", "clsact"])
+@pytest.fixture(params=["tcx", "clsact", "auto", "auto, settled"])
 def own_node(request: pytest.FixtureRequest) -> Iterator[KernelNode]:
-    node = KernelNode.start(f"own-{request.param}", request.param)
+    mode, _, settled = request.param.partition(", ")
+    node = KernelNode.start(f"own-{mode}", mode)
     try:
-        node.add("10.79.0.11", 1001)
-        node.add("10.79.0.12", 1002)
+        for address, identity in (("10.79.0.11", 1001), ("10.79.0.12", 1002)):
+            made = node.add(address, identity)
+            if settled:
+                settle(node, made)
         yield node
     finally:
         node.stop()
+
+
+def settle(node: KernelNode, made: Workload) -> None:
+    if not node.call(lambda: node.datapath.settle(made.link.ifindex, made.outer)):
+        pytest.skip("needs tcx (kernel 6.6)")
 
 
 @pytest.fixture
@@ -39,22 +55,9 @@ def bpf_dir() -> Iterator[Path]:
     subprocess.run(["rm", "-rf", str(path)], check=True)
 
 
-def reopened(node: KernelNode, object_path: Path | None = None) -> Datapath:
-    """What the next agent does."""
-    folder = node.datapath._bpf_dir
-    mode = node.datapath._mode
-    return Datapath.open(object_path or built_object(), folder, SMALL, attach=mode)
-
-
-def other_build(tmp_path: Path) -> Path:
+def other_build(folder: Path) -> Path:
     """The same programs with one constant changed."""
-    for source in [*BPF.glob("*.h"), *BPF.glob("*.c"), BPF / "build.sh"]:
-        text = source.read_text().replace("TCP_CLOSING_S 10", "TCP_CLOSING_S 11")
-        (tmp_path / source.name).write_text(text)
-    done = subprocess.run(["sh", str(tmp_path / "build.sh")], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(done.stderr)
-    return tmp_path / "tessera.o"
+    return changed_build(folder, {"conntrack.h": ("TCP_CLOSING_S 10", "TCP_CLOSING_S 11")})
 
 
 def test_the_next_agent_finds_maps_attachments_and_live_connections(
@@ -69,7 +72,7 @@ def test_the_next_agent_finds_maps_attachments_and_live_connections(
         own_node.datapath.close()
         near.sendall(b"nobody is at home")
         assert far.recv(64) == b"nobody is at home"
-        own_node.datapath = again = reopened(own_node)
+        again = own_node.reopen()
         assert own_node.call(again.attached) == {alice.outer, bob.outer}
         assert own_node.call(again.replace_programs) == 0
         assert again.tables.policy_peer.get(PolicyPeerKey(7, 1001)) == peer(Verdict.ALLOW, 31)
@@ -87,7 +90,8 @@ def test_new_programs_take_over_under_a_live_connection(
         far, _ = listener.accept()
         far.settimeout(1)
         own_node.events()
-        old, own_node.datapath = own_node.datapath, reopened(own_node, new)
+        old = own_node.datapath
+        own_node.reopen(new)
         assert own_node.call(own_node.datapath.replace_programs) in (2, 4)
         assert own_node.call(own_node.datapath.replace_programs) == 0
         old.close()
