@@ -20,7 +20,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import grpc
 import pytest
+from tessera_wire.identity.v1 import identity_pb2 as pb
+from tessera_wire.identity.v1 import identity_pb2_grpc
 
 from services.cli import client, layout
 from services.runtime.errors import TesseraError
@@ -211,6 +214,17 @@ class Stack:
     def flows(self, **query: str) -> list[dict[str, Any]]:
         lines = self.agent.get("/v1/events", query).splitlines()
         return [json.loads(line) for line in lines]
+
+    def allocate(self, label_sets: list[list[str]]) -> list[int]:
+        """Identities without endpoints, left to the collector by a node that went at once."""
+        with grpc.insecure_channel(f"unix://{self.layout.socket('identityd')}") as channel:
+            stub = identity_pb2_grpc.IdentityServiceStub(channel)
+            session = stub.OpenSession(pb.OpenSessionRequest(node="elsewhere", ttl_s=300))
+            items = [pb.AllocateItem(labels=pb.LabelSet(labels=one)) for one in label_sets]
+            request = pb.AllocateRequest(node="elsewhere", lease=session.lease, items=items)
+            found = [result.identity for result in stub.Allocate(request, timeout=30).results]
+            stub.CloseSession(pb.CloseSessionRequest(node="elsewhere", lease=session.lease))
+            return found
 
     def etcd_keys(self, prefix: str = "") -> list[str]:
         """Straight from etcd's JSON gateway, past our own client."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 
@@ -26,6 +27,7 @@ spec:
     toPorts:
     - ports: [{port: "8080", protocol: TCP}, {port: "7000", protocol: UDP}]
 """
+EVERY_POD = "fromEntities: [cluster]"
 CONTROL_PLANE = (*SERVICES, "apid", "etcd")
 
 
@@ -148,3 +150,55 @@ def test_an_etcd_killed_and_started_again_loses_nothing(
     assert connections.failed == []
     with api.listen(8081):
         assert front.can_connect(address, 8081)
+
+
+def test_no_update_opens_a_hole_or_drops_allowed_traffic(
+    stack: Stack, front: Namespace, api: Namespace, address: str
+) -> None:
+    """Every version allows 7000 and 8080 in another way, none 7001; what else they say changes."""
+    same = POLICY.replace("fromEndpoints: [{matchLabels: {app: front}}]", "fromEndpoints: [{}]")
+    wider = POLICY.replace('port: "7000"', 'port: "6900", endPort: 7000')
+    stack.apply(POLICY)
+    with (
+        UdpStream(front, api, address, 7000) as allowed,
+        UdpStream(front, api, address, 7001) as forbidden,
+        Connections(front, api, address, 8080) as connections,
+        namespace() as other,
+    ):
+        for turn in range(12):
+            stack.apply((same, wider, POLICY)[turn % 3])
+            stack.add(other, f"other-{turn}", app=f"other-{turn}")
+            stack.remove(f"other-{turn}")
+    assert allowed.lost == 0
+    assert forbidden.received == set()
+    assert connections.failed == []
+
+
+@pytest.fixture
+def small_node() -> Iterator[Stack]:
+    made = Stack.start("small", {"agent": {"policy_peer_max": 1024}})
+    yield made
+    made.stop()
+
+
+def test_a_policy_that_does_not_fit_leaves_the_last_one_in_force_and_says_why(
+    small_node: Stack,
+) -> None:
+    with namespace() as front, namespace() as api:
+        small_node.add(front, "front", app="front")
+        address = small_node.add(api, "api", app="api")
+        small_node.apply(POLICY)
+        small_node.allocate([[f"k8s:app=crowd-{number}"] for number in range(2000)])
+        crowd = POLICY.replace("fromEndpoints: [{matchLabels: {app: front}}]", EVERY_POD)
+        with api.listen(8080), api.listen(8081):
+            revision = small_node.apply(crowd.replace('"8080"', '"8081"'), wait=False)
+            query = {"revision": revision, "timeout_s": 3}
+            answer = json.loads(small_node.rest.get("/v1/policies/wait", query))
+            assert not answer["done"]
+            states = {state["node"]: state["reason"] for state in answer["nodes"]}
+            assert "policy_peer" in states["node1"], states
+            assert front.can_connect(address, 8080)
+            assert not front.can_connect(address, 8081)
+            small_node.withdraw("CiliumNetworkPolicy", "shop", "api")
+            small_node.apply(POLICY.replace('"8080"', '"8081"'))
+            assert front.can_connect(address, 8081)
