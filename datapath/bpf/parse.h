@@ -15,8 +15,8 @@
 
 #include "abi.h"
 
-/* A function that is neither static nor inline is verified once, for any argument, instead of once
- * per state of each caller; hence its checks for NULL. Two thirds of the loading time. */
+/* A function here that is neither static nor inline is verified once, for any argument, and not once
+ * for every state its callers reach it in; hence its checks for NULL. */
 
 #ifndef IPPROTO_SCTP
 #define IPPROTO_SCTP 132
