@@ -15,11 +15,12 @@ from typing import Final
 
 from services.policy.cilium import read_specs
 from services.policy.clauses import PolicyRef
+from services.policy.cluster import read_cluster_policy
 from services.policy.features import Features
 from services.policy.kubernetes import read_network_policy
-from services.policy.model import Policy, Rule
+from services.policy.model import Policy
 from services.policy.reader import Cursor, Fields, Problem, Report, one_of
-from services.policy.selectors import Kind, Scope
+from services.policy.selectors import CLUSTER_SCOPED, Kind, Scope
 from services.policy.tree import (
     MAX_BYTES,
     Document,
@@ -204,19 +205,21 @@ def _policy(root: Cursor, default_namespace: str) -> Policy | None:
     if ref is None:
         return None
     root.report.ref = ref
-    rules = _rules(document, kind, ref)
-    policy = Policy(ref, rules)
+    policy = _read(document, kind, ref)
     if not root.report.failed:
         _warn(document, policy)
     return policy
 
 
-def _rules(document: Fields, kind: Kind, ref: PolicyRef) -> tuple[Rule, ...]:
-    if kind is not Kind.NETWORK_POLICY:
-        return read_specs(document, Scope(ref.namespace or None))
+def _read(document: Fields, kind: Kind, ref: PolicyRef) -> Policy:
+    if kind in (Kind.CNP, Kind.CCNP):
+        return Policy(ref, read_specs(document, Scope(ref.namespace or None)))
     if (specs := document.get("specs")) is not None:
-        specs.error("a NetworkPolicy has one spec; write one policy for each")
-    return read_network_policy(document, ref.namespace)
+        specs.error(f"a {kind} has one spec; write one policy for each")
+    if kind is Kind.NETWORK_POLICY:
+        return Policy(ref, read_network_policy(document, ref.namespace))
+    tier, rules = read_cluster_policy(document)
+    return Policy(ref, rules, tier)
 
 
 def _kind(document: Fields) -> Kind | None:
@@ -264,9 +267,9 @@ def _ref(document: Fields, kind: Kind, default_namespace: str) -> PolicyRef | No
 def _namespace(metadata: Fields, kind: Kind, default_namespace: str) -> str | None:
     at = metadata.get("namespace")
     written = at.text() if at is not None else default_namespace
-    if kind is Kind.CCNP:
+    if kind in CLUSTER_SCOPED:
         if at is not None and written:
-            at.error("a CiliumClusterwideNetworkPolicy has no namespace; remove it")
+            at.error(f"a {kind} has no namespace; remove it")
             return None
         return ""
     if written is None:

@@ -146,6 +146,19 @@ def read_name_pattern(at: Cursor) -> str | None:
     return word.lower().rstrip(".") or word
 
 
+def read_domain(at: Cursor) -> str | None:
+    """A DNS name, or a pattern that begins with '*.': any number of labels in its place."""
+    word = at.text()
+    if word is None:
+        return None
+    rest = word.removeprefix("*.")
+    if not _NAME.fullmatch(rest) or len(word) > MAX_NAME:
+        at.error(f"{word[:80]!r} is no domain name; write it like example.com or *.example.com")
+        return None
+    name = rest.lower().rstrip(".") or rest
+    return f"**.{name}" if rest != word else name
+
+
 def _fqdn(at: Cursor) -> Peer | None:
     pattern = read_name_pattern(at)
     return None if pattern is None else FqdnPeer(pattern)

@@ -34,6 +34,9 @@ class Kind(StrEnum):
     CLUSTER_NETWORK_POLICY = "ClusterNetworkPolicy"
 
 
+CLUSTER_SCOPED = frozenset({Kind.CCNP, Kind.CLUSTER_NETWORK_POLICY})
+
+
 @dataclass(frozen=True, slots=True)
 class Scope:
     """namespace None: cluster-wide. `bare`: selectors are taken as written, nothing is added."""

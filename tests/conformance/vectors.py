@@ -9,7 +9,7 @@ import ipaddress
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ class World:
         base = 16
         for n, policy in enumerate(policies):
             ref = PolicyRef(policy.ref.kind, policy.ref.namespace, f"{policy.ref.name}-{n}")
-            resolver.set_policy(Policy(ref, policy.rules), RuleId(base))
+            resolver.set_policy(replace(policy, ref=ref), RuleId(base))
             base += rule_count(policy)
         return cls(resolver, dual_stack, names or {})
 
