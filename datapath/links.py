@@ -1,4 +1,4 @@
-"""Interfaces, addresses, routes and neighbours.
+"""Interfaces, addresses, routes and neighbours; the only user of pyroute2.
 
 An endpoint's pair, seen from both ends:
 
@@ -8,8 +8,8 @@ An endpoint's pair, seen from both ends:
       169.254.1.1 is OUTER's MAC, for good        ADDRESS is eth0's MAC, for good
 
 Neighbours are permanent at both ends, so nothing depends on ARP and nothing can be won by forging
-it. All functions block (creating takes a millisecond or two, deleting the kernel's grace periods);
-callers use a thread.
+it. All functions block (creating takes a few milliseconds, deleting the kernel's grace periods);
+callers use a thread. Names are resolved by if_nametoindex(3): a look-up over netlink is a dump.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
-from struct import pack, unpack_from
-from typing import Final
+from typing import Any, Final
 
-from datapath import netlink
-from datapath.netlink import Netlink, Refusal, Request, attribute, attributes
+from pyroute2.iproute.linux import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
 from datapath.netns import netns_exists, open_netns, run_in
 from services.runtime.errors import Conflict, Invalid, NotFound, Unusable
 
@@ -46,15 +46,9 @@ __all__ = [
 GATEWAY: Final = IPv4Address("169.254.1.1")
 _NAME: Final = re.compile(r"[^\s/:]{1,15}")
 
-# Numbers of if_link.h, if_addr.h, neighbour.h, rtnetlink.h and veth.h.
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 1, 3, 4, 18, 28
-_INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
-_IFF_UP: Final = 1
-_IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_NDA_DST, _NDA_LLADDR, _NUD_PERMANENT = 1, 2, 0x80
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
-_TABLE_MAIN, _PROTO_STATIC, _TYPE_UNICAST, _ONLINK = 254, 4, 1, 4
-_SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_HOST = 0, 253, 254
+_NUD_PERMANENT: Final = 0x80
+_SCOPE_HOST: Final = 254
+_MAIN_TABLE: Final = 254
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,52 +61,27 @@ class VethInfo:
 
 
 @contextmanager
-def _asking(what: str) -> Iterator[Netlink]:
+def _netlink(what: str) -> Iterator[Any]:
     """`what`: the sentence a refusal begins with."""
     try:
-        with Netlink() as kernel:
-            yield kernel
-    except OSError as error:
-        if error.errno == errno.EPERM:
-            raise Unusable(f"{what}: {error.strerror}: run as root (CAP_NET_ADMIN)") from error
-        if error.errno == errno.ENODEV:
-            raise NotFound(f"{what}: {error.strerror}") from error
-        raise Unusable(f"{what}: {error.strerror}") from error
-
-
-def _link(index: int = 0, *, up: bool = False) -> bytes:
-    return pack("=BxHiII", socket.AF_UNSPEC, 0, index, _IFF_UP if up else 0, _IFF_UP if up else 0)
-
-
-def _up(index: int) -> Request:
-    return Request(netlink.NEWLINK, _link(index, up=True))
-
-
-def _text(kind: int, value: str) -> bytes:
-    return attribute(kind, value.encode() + b"\0")
-
-
-def _word(kind: int, value: int) -> bytes:
-    return attribute(kind, pack("=I", value))
-
-
-def _neighbour(index: int, address: IPv4Address, mac: bytes) -> Request:
-    head = pack("=BxxxiHBB", socket.AF_INET, index, _NUD_PERMANENT, 0, 0)
-    body = head + attribute(_NDA_DST, address.packed) + attribute(_NDA_LLADDR, mac)
-    return Request(netlink.NEWNEIGH, body, netlink.CREATE | netlink.REPLACE)
-
-
-def _route(length: int, scope: int, flags: int) -> bytes:
-    return pack(
-        "=8BI",
-        *(socket.AF_INET, length, 0, 0, _TABLE_MAIN, _PROTO_STATIC, scope, _TYPE_UNICAST),
-        flags,
-    )
+        with IPRoute() as netlink:
+            yield netlink
+    except NetlinkError as error:
+        reason = os.strerror(error.code)
+        if error.code == errno.EPERM:
+            raise Unusable(f"{what}: {reason}: run as root (CAP_NET_ADMIN)") from error
+        if error.code == errno.ENODEV:
+            raise NotFound(f"{what}: {reason}") from error
+        raise Unusable(f"{what}: {reason}") from error
 
 
 def _random_mac() -> bytes:
     """Locally administered. Chosen here so that udev has no reason to choose another."""
     return b"\x02" + os.urandom(5)
+
+
+def _spelled(mac: bytes) -> str:
+    return mac.hex(":")
 
 
 def ifindex_of(name: str) -> int:
@@ -149,14 +118,19 @@ def create_veth(
 
 def _create_pair(netns: str, target: int, inner: str, outer: str, mtu: int) -> VethInfo:
     host_mac, mac = _random_mac(), _random_mac()
-    with _asking(f"cannot create interface {inner} in {netns}") as kernel:
-        peer = _side(inner, mac, mtu) + _word(_IFLA_NET_NS_FD, target)
-        kind = _text(_INFO_KIND, "veth") + attribute(_INFO_DATA, attribute(_VETH_PEER, peer))
-        body = _side(outer, host_mac, mtu) + attribute(_IFLA_LINKINFO, kind)
+    peer = {"ifname": inner, "net_ns_fd": target, "address": _spelled(mac), "mtu": mtu}
+    with _netlink(f"cannot create interface {inner} in {netns}") as netlink:
         try:
-            kernel.ask(Request(netlink.NEWLINK, body, netlink.CREATE | netlink.EXCL))
-        except Refusal as error:
-            if error.errno != errno.EEXIST:
+            netlink.link(
+                "add",
+                ifname=outer,
+                kind="veth",
+                address=_spelled(host_mac),
+                mtu=mtu,
+                peer=peer,
+            )
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
                 raise
             if ifindex_of(outer):
                 raise Conflict(
@@ -167,37 +141,31 @@ def _create_pair(netns: str, target: int, inner: str, outer: str, mtu: int) -> V
                 f"namespace {netns} has an interface {inner} already: delete it there or name "
                 f"another one"
             ) from None
-        return VethInfo(ifindex_of(outer), host_mac, mac)
-
-
-def _side(name: str, mac: bytes, mtu: int) -> bytes:
-    named = _text(_IFLA_IFNAME, name)
-    return _link() + named + attribute(_IFLA_ADDRESS, mac) + _word(_IFLA_MTU, mtu)
+    return VethInfo(ifindex_of(outer), host_mac, mac)
 
 
 def _configure_inner(netns: str, name: str, address: IPv4Address, info: VethInfo) -> None:
-    with _asking(f"cannot configure {name} in {netns}") as kernel:
+    with _netlink(f"cannot configure {name} in {netns}") as netlink:
         index = ifindex_of(name)
-        head = pack("=BBBBI", socket.AF_INET, 32, 0, _SCOPE_UNIVERSE, index)
-        own = attribute(_IFA_LOCAL, address.packed) + attribute(_IFA_ADDRESS, address.packed)
-        gateway = attribute(_RTA_GATEWAY, GATEWAY.packed) + _word(_RTA_OIF, index)
-        new = netlink.CREATE | netlink.EXCL
-        requests = (
-            _up(ifindex_of("lo")),
-            Request(netlink.NEWADDR, head + own, new),
-            _up(index),
-            _neighbour(index, GATEWAY, info.host_mac),
-            Request(netlink.NEWROUTE, _route(0, _SCOPE_UNIVERSE, _ONLINK) + gateway, new),
-        )
+        netlink.link("set", index=ifindex_of("lo"), state="up")
+        netlink.addr("add", index=index, address=str(address), prefixlen=32)
+        netlink.link("set", index=index, state="up")
+        _neighbour(netlink, index, GATEWAY, info.host_mac)
         try:
-            kernel.ask(*requests)
-        except Refusal as error:
-            if error.errno == errno.EEXIST and error.at == len(requests) - 1:
+            netlink.route("add", dst="default", gateway=str(GATEWAY), oif=index, flags=["onlink"])
+        except NetlinkError as error:
+            if error.code == errno.EEXIST:
                 raise Conflict(
                     f"namespace {netns} has a default route already: remove it (ip route del "
                     f"default) and add the endpoint again"
                 ) from None
             raise
+
+
+def _neighbour(netlink: Any, index: int, address: IPv4Address, mac: bytes) -> None:  # noqa: ANN401  pyroute2 carries no types
+    netlink.neigh(
+        "replace", dst=str(address), lladdr=_spelled(mac), ifindex=index, state=_NUD_PERMANENT
+    )
 
 
 def _configure_outer(name: str) -> None:
@@ -226,26 +194,24 @@ def set_up(outer_name: str, address: IPv4Address, mac: bytes) -> None:
 
     The kernel takes no route through an interface that is down, hence here and not in create_veth.
     """
-    with _asking(f"cannot set {outer_name} up") as kernel:
-        index = ifindex_of(outer_name)
-        if not index:
-            raise NotFound(f"cannot set {outer_name} up: no such interface")
-        to = _route(32, _SCOPE_LINK, 0) + attribute(_RTA_DST, address.packed)
-        kernel.ask(
-            _up(index),
-            _neighbour(index, address, mac),
-            Request(
-                netlink.NEWROUTE, to + _word(_RTA_OIF, index), netlink.CREATE | netlink.REPLACE
-            ),
-        )
+    index = ifindex_of(outer_name)
+    if not index:
+        raise NotFound(f"cannot set {outer_name} up: no such interface")
+    with _netlink(f"cannot set {outer_name} up") as netlink:
+        netlink.link("set", index=index, state="up")
+        _neighbour(netlink, index, address, mac)
+        netlink.route("replace", dst=f"{address}/32", oif=index, scope="link")
 
 
 def delete_veth(outer_name: str) -> bool:
     """Both sides, with their routes. False: it was not there."""
+    index = ifindex_of(outer_name)
+    if not index:
+        return False
     try:
-        with _asking(f"cannot delete {outer_name}") as kernel:
-            kernel.ask(Request(netlink.DELLINK, _link() + _text(_IFLA_IFNAME, outer_name)))
-    except NotFound:
+        with _netlink(f"cannot delete {outer_name}") as netlink:
+            netlink.link("del", index=index)
+    except NotFound:  # its namespace went away meanwhile
         return False
     return True
 
@@ -257,21 +223,16 @@ def list_outer(prefix: str) -> dict[str, int]:
 
 def node_addresses() -> tuple[IPv4Address, ...]:
     """The node's own IPv4 addresses without loopback, the default route's device first."""
-    family = bytes([socket.AF_INET])
-    with _asking("cannot read the node's addresses") as kernel:
-        routes = kernel.dump(netlink.GETROUTE, family + bytes(11))
-        addresses = kernel.dump(netlink.GETADDR, family + bytes(7))
-    uplinks = set[int]()
-    for route in routes:
-        oif = attributes(route[12:]).get(_RTA_OIF)
-        if oif and (route[1], route[4]) == (0, _TABLE_MAIN):
-            uplinks.add(unpack_from("=I", oif)[0])
-    rows = []
-    for row in addresses:
-        _, _, _, scope, index = unpack_from("=BBBBI", row)
-        local = attributes(row[8:]).get(_IFA_LOCAL)
-        if local and scope != _SCOPE_HOST:
-            rows.append((index not in uplinks, index, IPv4Address(local)))
+    with _netlink("cannot read the node's addresses") as netlink:
+        uplinks = {
+            route.get("oif")
+            for route in netlink.get_default_routes(family=socket.AF_INET, table=_MAIN_TABLE)
+        }
+        rows = [
+            (row["index"] not in uplinks, row["index"], IPv4Address(row.get("local")))
+            for row in netlink.get_addr(family=socket.AF_INET)
+            if row["scope"] != _SCOPE_HOST
+        ]
     return tuple(dict.fromkeys(address for _, _, address in sorted(rows)))
 
 
