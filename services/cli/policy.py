@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Network policies.")
 app.command("eval")(evaluate.eval_cases)
+app.command()(evaluate.explain)
+app.command()(evaluate.matrix)
+app.command()(evaluate.diff)
+app.command()(evaluate.lint)
 
 Wait = Annotated[bool, typer.Option("--wait", help="Until every node has realised it.")]
 Timeout = Annotated[str, typer.Option(help="For --wait: 30s, 2m.")]

@@ -52,6 +52,7 @@ __all__ = [
     "PortNames",
     "Verdict",
     "compile_direction",
+    "numbered",
 ]
 
 
@@ -201,7 +202,7 @@ def compile_direction(
         clause
         for written in local.clauses
         if written.direction is direction
-        for clause in _numbered(written, names)
+        for clause in numbered(written, names)
     ]
     ingress = direction is Direction.INGRESS
     isolated = local.ingress_enforced if ingress else local.egress_enforced
@@ -220,7 +221,7 @@ def compile_direction(
     )
 
 
-def _numbered(clause: Clause, names: PortNames) -> Iterator[Clause]:
+def numbered(clause: Clause, names: PortNames) -> Iterator[Clause]:
     """The clause with numbers for its port names; nothing when that leaves it no port."""
     if not clause.names:
         yield clause

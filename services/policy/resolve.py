@@ -21,7 +21,7 @@ from identity.labels import RESERVED, Labels
 from identity.numbers import NumericIdentity, reserved_labels
 from identity.selector import Selector
 from services.policy.clauses import GroupId, LocalPolicy, PolicyRef, RuleId, RuleSource
-from services.policy.groups import GroupTable, definition
+from services.policy.groups import GroupDef, GroupTable, definition
 from services.policy.local import (
     HOST_PEER,
     Assembly,
@@ -349,6 +349,13 @@ class Resolver:
             raise NotFound(f"group {group:#018x} is not used by any policy")
         text = self._groups.definition(group).text
         return GroupView(group, text, self._groups.members(group).copy())
+
+    def definition(self, group: GroupId) -> GroupDef:
+        """Raises KeyError when no policy uses such a group."""
+        return self._groups.definition(group)
+
+    def labels(self, identity: NumericIdentity) -> Labels | None:
+        return self._index.labels(identity)
 
     def rules(self, ref: PolicyRef) -> tuple[RuleSource, ...]:
         """In rule id order; empty when there is no such policy."""

@@ -32,6 +32,13 @@ def warnings(policy: Policy) -> Iterator[Warned]:
         for clause in rule.clauses:
             if clause.grants_nothing:
                 yield Warned(number, clause, _nothing(clause))
+            if clause.proxied and _stance(rule, clause) is Stance.DEFAULT_ALLOW:
+                yield Warned(
+                    number,
+                    clause,
+                    "L7 rules refuse nothing while enableDefaultDeny is off for their direction:"
+                    " every request is allowed; turn it on or remove the rules",
+                )
         if _forgets_dns(policy, rule):
             yield Warned(
                 number,
@@ -39,6 +46,10 @@ def warnings(policy: Policy) -> Iterator[Warned]:
                 "egress is restricted and port 53 is not allowed by this policy, so names may not"
                 " resolve; allow UDP and TCP port 53 to the resolver unless another policy does",
             )
+
+
+def _stance(rule: Rule, clause: PolicyClause) -> Stance:
+    return rule.ingress if clause.direction is Direction.INGRESS else rule.egress
 
 
 def _nothing(clause: PolicyClause) -> str:
