@@ -52,9 +52,8 @@ TCP = socket.IPPROTO_TCP
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    made = Stack.start(
-        "walk", {"identityd": {"gc_grace_s": 1, "quarantine_s": 2, "session_ttl_s": 5}}
-    )
+    hasty = {"gc_grace_s": 1, "quarantine_s": 2, "session_ttl_s": 5}
+    made = Stack.start("walk", {"identityd": hasty, "ipamd": {"release_cooldown_s": 1}})
     yield made
     made.stop()
 
