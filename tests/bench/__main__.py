@@ -1,0 +1,49 @@
+"""All benchmarks, or those named: python -m tests.bench [--quick] [rule identity ...]
+
+`--quick`: a few rounds each, to see that they run; the figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from tests.bench import (
+    bench_agent_start,
+    bench_endpoint,
+    bench_identity,
+    bench_policy_lookup,
+    bench_rule,
+    figures,
+)
+
+FULL = {
+    "rule": bench_rule.main,
+    "identity": bench_identity.main,
+    "agent_start": bench_agent_start.main,
+    "endpoint": bench_endpoint.main,
+    "policy_lookup": bench_policy_lookup.main,
+}
+QUICK = {
+    "rule": lambda: bench_rule.main(5),
+    "identity": lambda: bench_identity.main(5, ((100, 2),)),
+    "agent_start": lambda: bench_agent_start.main(2),
+    "endpoint": lambda: bench_endpoint.main(3),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(FULL))
+    chosen = parser.parse_args()
+    known = QUICK if chosen.quick else FULL
+    names = chosen.names or list(known)
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"unknown: {', '.join(unknown)}; choose of {', '.join(known)}")
+    print(figures.machine())
+    for name in names:
+        known[name]()
+
+
+if __name__ == "__main__":
+    main()
