@@ -38,25 +38,6 @@ def stack() -> Iterator[Stack]:
     made.stop()
 
 
-@pytest.fixture
-def front(stack: Stack) -> Iterator[Namespace]:
-    with namespace() as made:
-        stack.add(made, "front", app="front")
-        yield made
-
-
-@pytest.fixture
-def api(stack: Stack) -> Iterator[Namespace]:
-    with namespace() as made:
-        stack.add(made, "api", app="api")
-        yield made
-
-
-@pytest.fixture
-def address(stack: Stack, api: Namespace) -> str:
-    return next(e["ip"] for e in stack.endpoints() if e["name"] == "api")
-
-
 def restart_agent(stack: Stack) -> None:
     stack.kill("agent")
     stack.start_process("agent")

@@ -58,27 +58,6 @@ def stack() -> Iterator[Stack]:
     made.stop()
 
 
-@pytest.fixture
-def front(stack: Stack) -> Iterator[Namespace]:
-    with namespace() as made:
-        stack.add(made, "front", app="front")
-        yield made
-        stack.remove("front")
-
-
-@pytest.fixture
-def api(stack: Stack) -> Iterator[Namespace]:
-    with namespace() as made:
-        stack.add(made, "api", app="api")
-        yield made
-        stack.remove("api")
-
-
-@pytest.fixture
-def address(stack: Stack, api: Namespace) -> str:
-    return next(e["ip"] for e in stack.endpoints() if e["name"] == "api")
-
-
 @pytest.fixture(autouse=True)
 def no_policies(stack: Stack) -> Iterator[None]:
     yield
