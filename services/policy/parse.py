@@ -19,7 +19,7 @@ from services.policy.cluster import read_cluster_policy
 from services.policy.features import Features
 from services.policy.kubernetes import read_network_policy
 from services.policy.model import Policy
-from services.policy.reader import Cursor, Fields, Problem, Report, one_of
+from services.policy.reader import Cursor, Fields, Problem, Report, TooMany, one_of
 from services.policy.selectors import CLUSTER_SCOPED, Kind, Scope
 from services.policy.tree import (
     MAX_BYTES,
@@ -62,6 +62,7 @@ _METADATA: Final = (
 )
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+MAX_ALL_PROBLEMS: Final = 1000
 _START: Final = Place(1, 1, 0)
 
 
@@ -95,27 +96,27 @@ def parse(
     A use of what `features` leaves out is such an error.
     """
     problems: list[Problem] = []
-    policies: list[ParsedPolicy] = []
+    policies: dict[PolicyRef, ParsedPolicy] = {}
     try:
         for node, path, manifest in _objects(_decode(text)):
             report = Report(source, features)
-            root = Cursor(report, path, node, node.place)
-            policy = _policy(root, default_namespace or "default")
+            policy = _read_object(Cursor(report, path, node, node.place), default_namespace)
             problems += report.problems
+            _refuse_flood(problems, node)
             if policy is None or report.failed:
                 continue
-            if any(known.policy.ref == policy.ref for known in policies):
+            if policy.ref in policies:
                 report.error(path, node.place, f"{policy.ref} is given twice; remove one of them")
                 problems.append(report.problems[-1])
                 continue
-            policies.append(ParsedPolicy(policy, manifest))
+            policies[policy.ref] = ParsedPolicy(policy, manifest)
     except Malformed as fault:
         message, line, column = fault.message, fault.line, fault.column
         problems.append(Problem("error", None, "", line, column, message, source))
     if not policies and not problems:
         nothing = "no policy in it; expected a YAML or JSON document with a kind"
         problems.append(Problem("error", None, "", 1, 1, nothing, source))
-    return Parsed(tuple(policies), tuple(problems))
+    return Parsed(tuple(policies.values()), tuple(problems))
 
 
 def parse_object(
@@ -125,7 +126,7 @@ def parse_object(
     report = Report(source, features)
     try:
         root = Cursor(report, "", from_plain(value), _START)
-        policy = _policy(root, default_namespace or "default")
+        policy = _read_object(root, default_namespace)
     except Malformed as fault:
         report.error("", _START, fault.message)
         policy = None
@@ -194,6 +195,20 @@ def _item_text(text: str, node: Node) -> str:
 
 
 # ------------------------------------------------------------------ one object
+
+
+def _read_object(root: Cursor, default_namespace: str) -> Policy | None:
+    try:
+        return _policy(root, default_namespace or "default")
+    except TooMany:
+        root.report.failed = True
+        return None
+
+
+def _refuse_flood(problems: list[Problem], node: Node) -> None:
+    if len(problems) >= MAX_ALL_PROBLEMS:
+        message = "too many problems; the rest was not read"
+        raise Malformed(message, node.place.line, node.place.column)
 
 
 def _policy(root: Cursor, default_namespace: str) -> Policy | None:

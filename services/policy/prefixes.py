@@ -10,7 +10,7 @@ import hashlib
 import ipaddress
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from pyroaring import BitMap
@@ -33,19 +33,16 @@ _Key = tuple[int, int, int]
 
 def remaining(peer: CidrPeer) -> tuple[Network, ...]:
     """The fewest prefixes that cover `peer.prefix` without its exceptions, in address order."""
-    left: list[Network] = [ipaddress.ip_network(peer.prefix)]
-    for text in peer.excepts:
-        hole = ipaddress.ip_network(text)
-        left = [piece for network in left for piece in _without(network, hole)]
-    return tuple(sorted(left, key=_key))
+    holes = [ipaddress.ip_network(text) for text in peer.excepts]
+    return tuple(_left(ipaddress.ip_network(peer.prefix), holes))
 
 
-def _without(network: Network, hole: Network) -> Iterator[Network]:
-    if not network.overlaps(hole):
+def _left(network: Network, holes: Sequence[Network]) -> Iterator[Network]:
+    if not holes:
         yield network
-    elif network.prefixlen < hole.prefixlen:
-        # Both are of one family: they overlap.
-        yield from network.address_exclude(hole)  # type: ignore[arg-type]
+    elif not any(hole.prefixlen <= network.prefixlen for hole in holes):
+        for half in network.subnets():
+            yield from _left(half, [hole for hole in holes if hole.overlaps(half)])
 
 
 def labels_of(network: Network) -> Labels:

@@ -32,9 +32,18 @@ class Problem:
     source: str
 
 
+# Of one document. A reader needs the first few; a flood of them only costs time.
+MAX_PROBLEMS = 100
+MAX_QUOTED = 80
+
+
+class TooMany(Exception):
+    """Reading a document has found enough. Stays inside services/policy."""
+
+
 @dataclass(slots=True)
 class Report:
-    """The findings about one document."""
+    """The findings about one document. Raises TooMany when they reach MAX_PROBLEMS."""
 
     source: str
     features: Features = Features.NODE
@@ -53,6 +62,8 @@ class Report:
         found = Problem(severity, self.ref, path, place.line, place.column, message, self.source)
         if found not in self.problems:  # a field may be looked at more than once
             self.problems.append(found)
+            if len(self.problems) >= MAX_PROBLEMS:
+                raise TooMany
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +109,7 @@ class Cursor:
     def _refuse_unknown(self, node: Mapping, known: tuple[str, ...]) -> None:
         for entry in node.entries.values():
             if entry.key not in known:
-                message = f"unknown field {entry.key!r}; {_nearest(entry.key, known)}"
+                message = f"unknown field {clipped(entry.key)!r}; {_nearest(entry.key, known)}"
                 self.report.error(_join(self.path, entry.key), entry.place, message)
 
     def items(self) -> list[Cursor] | None:
@@ -201,10 +212,16 @@ def is_empty(node: Node) -> bool:
 
 def one_of(known: tuple[str, ...], word: str) -> str:
     """Words for a value that is none of `known`."""
-    return f"{word!r} is not known; {_nearest(word, known)}"
+    return f"{clipped(word)!r} is not known; {_nearest(word, known)}"
+
+
+def clipped(word: str) -> str:
+    """Short enough to stand in a message."""
+    return word if len(word) <= MAX_QUOTED else f"{word[:MAX_QUOTED]}..."
 
 
 def _nearest(word: str, known: tuple[str, ...]) -> str:
+    word = word[:MAX_QUOTED]
     folded = {name.lower(): name for name in known}
     if close := get_close_matches(word.lower(), folded, 1, 0.6):
         return f"did you mean {folded[close[0]]!r}?"

@@ -2,8 +2,8 @@
 
     text --events--> tree of Scalar | Sequence | Mapping, one per document
 
-Own tree instead of a loader's objects: every node knows its line and column, duplicate keys and
-aliases are seen, and depth and alias expansion are bounded while reading.
+The events are libyaml's. Own tree instead of a loader's objects: every node knows its line and
+column, duplicate keys and aliases are seen, and depth and alias expansion are bounded meanwhile.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, StringMark, YAMLError
-from ruamel.yaml.events import (
+from yaml import CLoader, parse
+from yaml.error import Mark, MarkedYAMLError, YAMLError
+from yaml.events import (
     AliasEvent,
     DocumentEndEvent,
     DocumentStartEvent,
@@ -132,11 +132,11 @@ def documents(text: str) -> Iterator[Document]:
     """Documents in order, empty ones left out. Raises Malformed at the first unreadable place."""
     readable = text.replace("\t", " ") if _is_json(text) else text
     try:
-        yield from _Composer(text).compose(YAML(typ="safe", pure=True).parse(readable))
+        yield from _Composer(text).compose(parse(readable, Loader=CLoader))
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise Malformed(f"not valid YAML: {_words(error)}", line, column) from error
+        where = _within(text, mark.line, mark.column) if mark else (1, 1)
+        raise Malformed(f"not valid YAML: {_words(error)}", *where) from error
     except YAMLError as error:
         raise Malformed(f"not valid YAML: {' '.join(str(error).split())}", 1, 1) from error
     except (ValueError, RecursionError) as error:
@@ -152,6 +152,14 @@ def _is_json(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _within(text: str, line: int, column: int) -> tuple[int, int]:
+    """One-based; a place behind the last line, as libyaml has it, becomes the end of that line."""
+    last = text.count("\n")
+    if line <= last:
+        return line + 1, column + 1
+    return last + 1, len(text) - text.rfind("\n")
 
 
 def _words(error: MarkedYAMLError) -> str:
@@ -205,10 +213,10 @@ class _Composer:
 
     def _node(self, event: Event) -> None:
         match event:
-            case AliasEvent():
-                self._add(self._alias(event))
             case ScalarEvent():
                 self._add(self._scalar(event), event.anchor)
+            case AliasEvent():
+                self._add(self._alias(event))
             case SequenceStartEvent() | MappingStartEvent():
                 place = _place(event.start_mark)
                 if len(self._open) >= MAX_DEPTH:
@@ -297,11 +305,11 @@ def _too(what: str, limit: int, unit: str, place: Place) -> Malformed:
     return Malformed(f"{what} {limit} {unit}: split or flatten the document", *_at(place))
 
 
-def _place(mark: StringMark) -> Place:
+def _place(mark: Mark) -> Place:
     return Place(mark.line + 1, mark.column + 1, mark.index)
 
 
-def _line_start(mark: StringMark) -> int:
+def _line_start(mark: Mark) -> int:
     return int(mark.index - mark.column)
 
 

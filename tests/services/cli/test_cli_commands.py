@@ -37,7 +37,7 @@ def test_version_is_one_word_for_people_and_json_for_programs():
 
 
 def test_starting_up_imports_no_async_or_rpc_stack():
-    heavy = "{'grpc', 'aiohttp', 'opentelemetry', 'structlog', 'ruamel'}"
+    heavy = "{'grpc', 'aiohttp', 'opentelemetry', 'structlog', 'yaml'}"
     source = (
         f"import sys, services.cli.main; print({heavy} & {{m.split('.')[0] for m in sys.modules}})"
     )

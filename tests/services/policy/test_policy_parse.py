@@ -531,3 +531,9 @@ def test_egress_without_dns_is_warned_about():
     assert "port 53" in message
     assert not warnings_of(clause("egress: [{toEndpoints: [{}]}]"))
     assert not warnings_of(clause("egress: [{toPorts: [{ports: [{port: '53', protocol: UDP}]}]}]"))
+
+
+@pytest.mark.parametrize(("text", "line"), [(b"{", 1), (b"a: [", 1), (b"a:\n  b: {", 2)])
+def test_text_that_ends_too_early_is_refused_on_its_last_line(text, line):
+    (problem,) = parse(text, "file", "default").problems
+    assert problem.line == line
