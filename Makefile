@@ -26,7 +26,7 @@ type: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/pytest tests/bench --benchmark-only
+	$(BIN)/python -m tests.bench
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache
