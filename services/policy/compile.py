@@ -31,17 +31,14 @@ from services.policy.blocks import (
     steps,
 )
 from services.policy.clauses import (
-    RULE_OPEN,
-    Action,
     Clause,
     Direction,
     GroupId,
     LocalPolicy,
     NamedPort,
     PortRange,
-    Tier,
 )
-from services.policy.ranked import DEFAULT_DENY, LAST_ORDER, Claim, is_plain, ranked_steps
+from services.policy.ranked import DEFAULT_DENY, Claim, is_plain, ranked_steps
 
 __all__ = [
     "Answer",
@@ -206,10 +203,8 @@ def compile_direction(
     ]
     ingress = direction is Direction.INGRESS
     isolated = local.ingress_enforced if ingress else local.egress_enforced
-    if not isolated:
-        if not clauses:
-            return None
-        clauses.append(_open(direction, clauses))
+    if not isolated and not clauses:
+        return None
     units = _units(clauses)
     any_peer = units.pop((), ())
     return Compiled(
@@ -230,14 +225,6 @@ def numbered(clause: Clause, names: PortNames) -> Iterator[Clause]:
     ports = tuple(sorted({*clause.ports, *known}))
     if ports:
         yield replace(clause, ports=ports, names=())
-
-
-def _open(direction: Direction, clauses: Iterable[Clause]) -> Clause:
-    """What lets everything through that no clause speaks of."""
-    allow = Clause(direction, (), (), Action.ALLOW, RULE_OPEN)
-    if all(clause.tier is Tier.NETWORK_POLICY for clause in clauses):
-        return allow
-    return replace(allow, tier=Tier.BASELINE, order=LAST_ORDER)
 
 
 def _units(clauses: Iterable[Clause]) -> dict[tuple[GroupId, ...], tuple[Clause, ...]]:

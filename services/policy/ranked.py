@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.policy.blocks import LAST_PORT, NO_ANSWER, PORT_BITS, PortAnswer, Step, Verdict
-from services.policy.clauses import RULE_DEFAULT_DENY, Action, Clause, Tier
+from services.policy.clauses import RULE_DEFAULT_DENY, RULE_OPEN, Action, Clause, Tier
 from services.policy.l7 import Auth, merge
 
-LAST_ORDER: Final = 1 << 31
+OPEN: Final = PortAnswer(Verdict.ALLOW, RULE_OPEN)
 # Where a row must deny explicitly what no clause allows, because wider rows allow it.
 DEFAULT_DENY: Final = PortAnswer(Verdict.DENY, RULE_DEFAULT_DENY)
 
@@ -75,7 +75,7 @@ def decide_ranked(claims: Iterable[Claim], *, isolated: bool) -> PortAnswer:
         elif own and own[0].clause.action is not Action.PASS:
             first = own[0].clause
             return PortAnswer(_VERDICTS[first.action], first.rule_id)
-    return NO_ANSWER
+    return OPEN
 
 
 def _four_lines(claims: Sequence[Claim]) -> PortAnswer:
