@@ -2,7 +2,8 @@
 
     Case: identities + policies + subjects with probes --evaluate--> CaseResult
 
-Keys that are not known are skipped: recorded expectations may stand beside the questions.
+Keys that are not known are skipped: recorded expectations may stand beside the questions. Null
+reads as absent, as recorders of other languages write it.
 """
 
 from __future__ import annotations
@@ -20,31 +21,31 @@ class CaseIdentity(msgspec.Struct, frozen=True):
     """prefix: of addresses outside of the cluster. addresses: of an endpoint or node."""
 
     id: int
-    labels: tuple[str, ...] = ()
-    prefix: str = ""
-    addresses: tuple[str, ...] = ()
+    labels: tuple[str, ...] | None = None
+    prefix: str | None = None
+    addresses: tuple[str, ...] | None = None
 
 
 class CaseSubject(msgspec.Struct, frozen=True):
     """named_ports: "TCP/http" -> number. A probe begins with direction, peer, protocol, port."""
 
     id: int
-    named_ports: dict[str, int] = {}
-    probes: tuple[tuple[object, ...], ...] = ()
+    named_ports: dict[str, int] | None = None
+    probes: tuple[tuple[object, ...], ...] | None = None
 
 
 class Case(msgspec.Struct, frozen=True):
     """dns: address -> the names it was learnt for. policies: objects, or {"object": object}."""
 
     name: str = ""
-    enforcement_mode: Literal["default", "always", "never"] = "default"
+    enforcement_mode: Literal["default", "always", "never", ""] = "default"
     dual_stack: bool = False
     allow_localhost: bool = True
-    identities: tuple[CaseIdentity, ...] = ()
-    dns: dict[str, tuple[str, ...]] = {}
-    egress_named_ports: dict[str, int] = {}
-    policies: tuple[dict[str, object], ...] = ()
-    subjects: tuple[CaseSubject, ...] = ()
+    identities: tuple[CaseIdentity, ...] | None = None
+    dns: dict[str, tuple[str, ...]] | None = None
+    egress_named_ports: dict[str, int] | None = None
+    policies: tuple[dict[str, object], ...] | None = None
+    subjects: tuple[CaseSubject, ...] | None = None
 
 
 class PolicyResult(msgspec.Struct, frozen=True):
@@ -74,10 +75,10 @@ class CaseFile(msgspec.Struct, frozen=True):
     cases: tuple[msgspec.Raw, ...] | None = None
 
 
-def port_names(given: dict[str, int]) -> dict[NamedPort, int]:
+def port_names(given: dict[str, int] | None) -> dict[NamedPort, int]:
     """Raises ValueError for a key that is not PROTOCOL/name."""
     found = {}
-    for key, number in given.items():
+    for key, number in (given or {}).items():
         word, slash, name = key.partition("/")
         if not slash or word not in PROTOCOLS:
             raise ValueError(f"port name {key!r} is not written PROTOCOL/name, as in TCP/http")

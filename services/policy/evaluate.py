@@ -51,7 +51,7 @@ def evaluate(case: Case) -> CaseResult:
     accepted, results = _accept(case)
     try:
         world = World.of(case, accepted)
-        subjects = tuple(_judge(world, subject) for subject in case.subjects)
+        subjects = tuple(_judge(world, subject) for subject in case.subjects or ())
     except (InvalidLabels, ValueError) as fault:
         raise Invalid(f"case {case.name!r}: {fault}") from fault
     return CaseResult(case.name, results, subjects)
@@ -59,7 +59,7 @@ def evaluate(case: Case) -> CaseResult:
 
 def _accept(case: Case) -> tuple[list[Policy], tuple[PolicyResult, ...]]:
     policies, results = [], []
-    for number, given in enumerate(case.policies):
+    for number, given in enumerate(case.policies or ()):
         value = given.get("object", given)
         policy, problems = parse_object(value, f"policies[{number}]", "default", Features.ALL)
         if policy is None:
@@ -87,10 +87,10 @@ class World:
 
     @classmethod
     def of(cls, case: Case, policies: Sequence[Policy]) -> World:
-        for identity in case.identities:
+        for identity in case.identities or ():
             if not 0 < identity.id <= LAST_IDENTITY:
                 raise ValueError(f"identity {identity.id} is not within 1..{LAST_IDENTITY}")
-        labels = {NumericIdentity(i.id): _labels(case, i, policies) for i in case.identities}
+        labels = {NumericIdentity(i.id): _labels(case, i, policies) for i in case.identities or ()}
         resolver = _resolver(case, policies, labels)
         return cls(case, policies, labels, resolver, port_names(case.egress_named_ports))
 
@@ -106,12 +106,12 @@ def _resolver(
     case: Case, policies: Iterable[Policy], labels: Mapping[NumericIdentity, Labels]
 ) -> Resolver:
     settings = ResolverSettings(
-        allow_localhost=case.allow_localhost, enforcement=case.enforcement_mode
+        allow_localhost=case.allow_localhost, enforcement=case.enforcement_mode or "default"
     )
     resolver = Resolver(settings)
-    inside = {NumericIdentity(i.id) for i in case.identities if not i.prefix}
+    inside = {NumericIdentity(i.id) for i in case.identities or () if not i.prefix}
     resolver.set_identities({number: labels[number] for number in inside})
-    for identity in case.identities:
+    for identity in case.identities or ():
         number = NumericIdentity(identity.id)
         if identity.prefix:
             resolver.place(number, identity.prefix, labels[number])
@@ -126,11 +126,11 @@ def _resolver(
 
 def _labels(case: Case, identity: CaseIdentity, policies: Iterable[Policy]) -> Labels:
     """As given, but which names an address was learnt for follows from `dns`."""
-    written = Labels.parse(identity.labels)
+    written = Labels.parse(identity.labels or ())
     if not identity.prefix:
         return written
     network = ipaddress.ip_network(identity.prefix, strict=False)
-    names = case.dns.get(str(network.network_address), ())
+    names = (case.dns or {}).get(str(network.network_address), ())
     if not names or network.num_addresses > 1:
         return written
     labels = written.keep(lambda label: label.source != FQDN)
@@ -164,7 +164,7 @@ class _Probe:
 
 def _judge(world: World, subject: CaseSubject) -> SubjectResult:
     identity = NumericIdentity(subject.id)
-    probes = [_probe(given) for given in subject.probes]
+    probes = [_probe(given) for given in subject.probes or ()]
     resolver = world.resolver_of(identity)
     if not resolver.knows(identity):
         fault = f"identity {identity} is not among the identities of the case"

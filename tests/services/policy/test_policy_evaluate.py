@@ -134,3 +134,8 @@ def test_the_command_answers_one_case_or_many(tmp_path):
     assert answered[0]["subjects"][0]["verdicts"][0] == "redirect"
     table = CliRunner().invoke(app, ["eval", "-f", str(one)])
     assert "1001" in table.stdout
+
+
+def test_null_reads_as_absent():
+    (subject,) = judged(policies=None, dns=None, egress_named_ports=None).subjects
+    assert set(subject.verdicts) == {"allow"}
