@@ -17,7 +17,7 @@ import inspect
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,26 +142,82 @@ class Boundary(grpc.aio.ServerInterceptor):
             task = asyncio.current_task()
             if task is None or self._stopping.is_set():
                 await _refuse(_stopping_error(), method, context)
+            stream = _Stream(context)
             self._streams.add(task)
             try:
                 if inspect.isasyncgenfunction(inner):
-                    async with aclosing(inner(request, context)) as answers:
+                    async with aclosing(inner(request, stream)) as answers:
                         async for answer in answers:
-                            await context.write(answer)
+                            await stream.write(answer)
                 else:
-                    await inner(request, context)
+                    await inner(request, stream)
             except asyncio.CancelledError:
                 if not self._stopping.is_set() or context.cancelled():
                     raise
                 # Cancelled by stop_streams: the client is still there and is told why.
                 task.uncancel()
+                await stream.between_messages()
                 await _refuse(_stopping_error(), method, context)
             except Exception as error:  # noqa: BLE001 - the boundary; logged or translated inside
+                await stream.between_messages()
                 await _refuse(error, method, context)
             finally:
                 self._streams.discard(task)
 
         return handle
+
+
+class _Stream:
+    """A stream's context whose messages are written to their end, whoever cancels the writing.
+
+    gRPC takes no status while a message is on its way (GRPC_CALL_ERROR_TOO_MANY_OPERATIONS) and
+    forgets about a cancelled one, so nobody could tell when it is off. A task around each write
+    would do as well, and costs half as much again as the write itself.
+    """
+
+    def __init__(self, context: _Context) -> None:
+        self._context = context
+        self._unfinished: _Whole | None = None
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  the rest of the context as it is
+        return getattr(self._context, name)
+
+    async def write(self, message: object) -> None:
+        writing = _Whole(self._context.write(message))
+        try:
+            await writing
+        except asyncio.CancelledError:
+            self._unfinished = writing
+            raise
+
+    async def between_messages(self) -> None:
+        """Before a status. For as long as the client takes its time; when it goes away, or the
+        server's grace ends, gRPC cancels the handler, and this."""
+        if self._unfinished is not None:
+            await self._unfinished
+
+
+class _Whole:
+    """Awaits `operation`; when cancelled, leaves it as it is, to be awaited again."""
+
+    def __init__(self, operation: Coroutine[Any, Any, None]) -> None:
+        self._operation = operation
+        self._pending: asyncio.Future[Any] | None = None
+
+    def __await__(self) -> Generator[Any, None, None]:
+        while True:
+            if self._pending is not None:
+                yield from asyncio.shield(self._pending).__await__()
+                self._pending = None
+            try:
+                self._pending = self._operation.send(None)
+            except StopIteration:
+                return
+            if self._pending is None:
+                yield
+            else:
+                # It was given to us as a task would be given it; we wait for it in our own way.
+                self._pending._asyncio_future_blocking = False  # noqa: SLF001
 
 
 def _behaviour(handler: _Handler) -> _Behaviour:

@@ -98,6 +98,37 @@ class WritingStream(policy_pb2_grpc.PolicyDistributionServicer):
                 raise Conflict("three is taken")
 
 
+class HeavyStream(policy_pb2_grpc.PolicyDistributionServicer):
+    """In the middle of a message that fits into no buffer, until the client reads. `tear`: what the
+    reading half ends with, which cancels the writing half."""
+
+    def __init__(self, tear: Exception | None = None) -> None:
+        self.tear = tear
+        self.writing = asyncio.Event()
+
+    async def Subscribe(self, request_iterator, context):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._write(context))
+            async for _ in request_iterator:
+                if self.tear is not None:
+                    raise self.tear
+
+    async def _write(self, context):
+        self.writing.set()
+        while True:
+            await context.write(policy_pb2.Update(traceparent="x" * 32_000_000))
+
+
+async def read_to_the_end(updates, *, after_s: float = 0.0) -> grpc.aio.AioRpcError:
+    await asyncio.sleep(after_s)
+    async with asyncio.timeout(10):
+        try:
+            while True:
+                await updates.read()
+        except grpc.aio.AioRpcError as error:
+            return error
+
+
 def listen_on(transport: str, folder: Path) -> str:
     return "127.0.0.1:0" if transport == "tcp" else f"unix://{folder}/t.sock"
 
@@ -265,6 +296,29 @@ async def test_stopping_ends_open_streams_with_a_retry(tmp_path: Path) -> None:
     assert isinstance(error, Retry)
     assert "stopping" in str(error)
     assert stream.closed.is_set()
+
+
+async def test_stopping_in_the_middle_of_a_message_still_tells_the_client(tmp_path: Path) -> None:
+    stream = HeavyStream()
+    async with asyncio.TaskGroup() as group, channel(f"unix://{tmp_path}/t.sock") as dialled:
+        async with serving(listen_on("unix", tmp_path), Servicer(), stream):
+            updates = policy_pb2_grpc.PolicyDistributionStub(dialled).Subscribe()
+            await stream.writing.wait()
+            reading = group.create_task(read_to_the_end(updates, after_s=0.2))
+        error = translate(await reading, "x")
+    assert isinstance(error, Retry)
+    assert "stopping" in str(error)
+
+
+async def test_an_error_that_tears_a_message_still_reaches_the_client(tmp_path: Path) -> None:
+    stream = HeavyStream(Invalid("group 7 is gone"))
+    async with serving(listen_on("unix", tmp_path), Servicer(), stream) as (_, dialled):
+        updates = policy_pb2_grpc.PolicyDistributionStub(dialled).Subscribe()
+        await stream.writing.wait()
+        await updates.write(ack(1))
+        error = translate(await read_to_the_end(updates), "x")
+    assert isinstance(error, Invalid)
+    assert str(error) == "group 7 is gone"
 
 
 async def test_stopping_lets_a_call_in_flight_finish(tmp_path: Path) -> None:
