@@ -56,6 +56,7 @@ class PolicyAdmin(policy_pb2_grpc.PolicyAdminServicer):
         if request.dry_run:
             outcome = await self._policies.preview(parsed.policies)
         else:
+            self._state.just_parsed.remember(request.manifests, parsed.policies)
             outcome = await self._policies.apply(parsed.policies, request.author)
             await self._seen(outcome)
         return policy_pb2.ApplyResponse(

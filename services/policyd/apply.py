@@ -1,30 +1,32 @@
 """Writing policies: what a request means for what is stored, and the transaction that does it.
 
     manifests --parse--> policies --+
-    stored records, next_rule ------+--> plan --> Plan --> one transaction, or Conflict: read again
+    stored records, next_rule ------+--> plan --> Plan --> one transaction, or read and plan again
 
-All of a request or none of it. Unchanged documents are not written and keep their rule ids.
+All of a request or none of it. Unchanged documents are not written and keep their rule ids. What is
+stored is taken from what the watch has shown: the transaction fails where that is out of date. An
+answer that writes nothing is checked by nothing, so it is given by what the store itself says.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Protocol
 
 from services.policy.clauses import PolicyRef, RuleId
 from services.policy.parse import ParsedPolicy
 from services.policy.resolve import rule_count
 from services.policyd import records
-from services.policyd.records import NEXT_RULE_KEY, PolicyRecord, object_key
+from services.policyd.records import NEXT_RULE_KEY, Held, Old, PolicyRecord, object_key
 from services.runtime.clock import Clock
 from services.runtime.errors import Conflict, Exhausted, Invalid
 from services.runtime.log import logger
 from services.runtime.tracing import current_traceparent, span
 from services.store.model import (
     Delete,
-    KeyValue,
     Operation,
     OperationResult,
     Put,
@@ -62,12 +64,10 @@ class Outcome:
     not_found: tuple[PolicyRef, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What the store holds of what a request names, and the counter that guards it."""
+class Watched(Protocol):
+    """What the store held, as of a revision that was watched."""
 
-    records: Mapping[PolicyRef, KeyValue]
-    counter: KeyValue | None
+    def held(self, refs: Iterable[PolicyRef]) -> Held: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +96,10 @@ def plan(policies: Sequence[ParsedPolicy], held: Held, origin: Origin) -> Plan:
     unchanged_at = 0
     for parsed in policies:
         ref = parsed.policy.ref
-        old = held.records.get(ref)
+        old = held.policies.get(ref)
         if old is not None and _unchanged(old, parsed):
             applied.append(Applied(ref, "unchanged"))
-            unchanged_at = max(unchanged_at, old.mod_revision)
+            unchanged_at = max(unchanged_at, old.revision)
             continue
         count = rule_count(parsed.policy)
         record = PolicyRecord(
@@ -118,23 +118,17 @@ def plan(policies: Sequence[ParsedPolicy], held: Held, origin: Origin) -> Plan:
     return Plan(puts, tuple(applied), rule, unchanged_at)
 
 
-def _unchanged(old: KeyValue, parsed: ParsedPolicy) -> bool:
+def _unchanged(old: Old, parsed: ParsedPolicy) -> bool:
     """A record that cannot be read is changed by any document."""
-    try:
-        record = records.decode(old.value)
-    except Invalid:
-        return False
-    return (record.manifest, record.rule_count) == (
-        parsed.manifest_text,
-        rule_count(parsed.policy),
-    )
+    return old.manifest == parsed.manifest_text and old.rule_count == rule_count(parsed.policy)
 
 
 class Policies:
     """The policies in the store, written."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, watched: Watched, clock: Clock) -> None:
         self._store = store
+        self._watched = watched
         self._clock = clock
 
     async def preview(self, policies: Sequence[ParsedPolicy]) -> Outcome:
@@ -146,32 +140,38 @@ class Policies:
             now = datetime.fromtimestamp(self._clock.now_s(), UTC)
             applied_at = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
             origin = Origin(author, applied_at, current_traceparent())
-            for _ in range(ATTEMPTS):
-                held = await self._read([parsed.policy.ref for parsed in policies])
-                planned = plan(policies, held, origin)
+            refs = [parsed.policy.ref for parsed in policies]
+            held = self._watched.held(refs)
+            planned = plan(policies, held, origin)
+            for attempt in range(ATTEMPTS):
+                if attempt or not planned.puts:
+                    held = await self._read(refs)
+                    planned = plan(policies, held, origin)
                 if not planned.puts:
                     return Outcome(planned.unchanged_at, planned.applied)
                 _refuse_too_large(planned)
                 writes = [Put(key, value) for key, value in planned.puts.items()]
                 revision = await self._write(held, writes, planned.next_rule)
                 if revision is not None:
-                    _log_written(planned.applied, author, revision)
+                    _log_soon(planned.applied, author, revision)
                     return Outcome(revision, planned.applied)
         raise _too_many_writers()
 
     async def delete(self, refs: Sequence[PolicyRef], author: str) -> Outcome:
         wanted = tuple(dict.fromkeys(refs))
-        for _ in range(ATTEMPTS):
-            held = await self._read(wanted)
-            found = [ref for ref in wanted if ref in held.records]
-            not_found = tuple(ref for ref in wanted if ref not in held.records)
+        held = self._watched.held(wanted)
+        for attempt in range(ATTEMPTS):
+            if attempt or not held.policies:
+                held = await self._read(wanted)
+            found = [ref for ref in wanted if ref in held.policies]
+            not_found = tuple(ref for ref in wanted if ref not in held.policies)
             if not found:
                 return Outcome(0, (), not_found)
             writes = [Delete(object_key(ref)) for ref in found]
             revision = await self._write(held, writes, records.next_rule(held.counter))
             if revision is not None:
                 applied = tuple(Applied(ref, "deleted") for ref in found)
-                _log_written(applied, author, revision)
+                _log_soon(applied, author, revision)
                 return Outcome(revision, applied, not_found)
         raise _too_many_writers()
 
@@ -180,7 +180,7 @@ class Policies:
         keys = [NEXT_RULE_KEY, *map(object_key, refs)]
         result = await self._store.txn(bulk_txn((), [Range(key) for key in keys]))
         found = {kv.key: kv for range_ in _ranges(result.results) for kv in range_.items}
-        held = {ref: found[object_key(ref)] for ref in refs if object_key(ref) in found}
+        held = {ref: records.old(found[key]) for ref in refs if (key := object_key(ref)) in found}
         return Held(held, found.get(NEXT_RULE_KEY))
 
     async def _write(
@@ -208,6 +208,11 @@ def _refuse_too_large(planned: Plan) -> None:
             f"{len(planned.puts)} policies of {size} bytes together do not fit into one transaction"
             f" of the store ({MAX_REQUEST_BYTES} bytes); apply them in smaller groups"
         )
+
+
+def _log_soon(applied: Iterable[Applied], author: str, revision: Revision) -> None:
+    """Behind what is ready to run: the change on its way to the nodes."""
+    asyncio.get_running_loop().call_soon(_log_written, applied, author, revision)
 
 
 def _log_written(applied: Iterable[Applied], author: str, revision: Revision) -> None:

@@ -44,7 +44,9 @@ class Distributor:
         self._end = 0
         self._spans: dict[int, Span] = {}
         self._subscriptions: set[Subscription] = set()
-        self._published = asyncio.Event()
+        self._round = asyncio.Event()
+        self._pausing = False
+        self._missed = False
 
     @property
     def end(self) -> int:
@@ -63,16 +65,27 @@ class Distributor:
         while self._weight > self._log_keys and len(self._log) > 1:
             self._weight -= self._log.popleft().weight
         self._spans.clear()
-        self._published.set()
+        if self._pausing:
+            self._missed = True
+        else:
+            self._wake()
 
-    async def wake_subscribers(self, clock: Clock) -> None:
-        """After every change-set, or several in a storm; until cancelled."""
+    async def pace(self, clock: Clock) -> None:
+        """A pause after every round of wake-ups, and a round for what came during it; until
+        cancelled."""
         while True:
-            await self._published.wait()
-            self._published.clear()
-            for subscription in self._subscriptions:
-                subscription.wake()
+            await self._round.wait()
+            self._round.clear()
             await clock.sleep(len(self._subscriptions) * _PAUSE_PER_SUBSCRIBER_S)
+            self._pausing = False
+            if self._missed:
+                self._wake()
+
+    def _wake(self) -> None:
+        self._pausing, self._missed = True, False
+        self._round.set()
+        for subscription in self._subscriptions:
+            subscription.wake()
 
     def span(self, position: int) -> Span | None:
         missed = self._end - position

@@ -43,17 +43,18 @@ log = logger(__name__)
 class Policyd:
     """The parts, wired."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, cluster: str = "default") -> None:
         self._store = store
         self._clock = clock
         self.pulse = Pulse()
         # Whether a node's own host is let in is that node's configuration; its agent adds it.
-        self.state = State(Resolver(ResolverSettings(allow_localhost=False)))
+        settings = ResolverSettings(allow_localhost=False, cluster=cluster)
+        self.state = State(Resolver(settings))
         self.distributor = Distributor(self.state)
         self.nodes = Nodes(self.pulse)
         self.view = View(self.state, self.distributor, self.nodes, self.pulse, clock)
         self.streams = PolicyDistribution(self.distributor, self.nodes)
-        policies = Policies(store, clock)
+        policies = Policies(store, self.state, clock)
         self.admin = PolicyAdmin(policies, self.state, self.view, self.nodes, self.pulse)
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -70,7 +71,7 @@ class Policyd:
         async with asyncio.TaskGroup() as group:
             tasks = (
                 group.create_task(self.view.follow(self._store)),
-                group.create_task(self.distributor.wake_subscribers(self._clock)),
+                group.create_task(self.distributor.pace(self._clock)),
             )
             try:
                 await self.view.synced()
@@ -110,7 +111,7 @@ def observe(policyd: Policyd) -> None:
 
 async def serve_until_stopped(config: PolicydConfig) -> None:
     async with open_store(config.etcd) as store:
-        policyd = Policyd(store, SystemClock())
+        policyd = Policyd(store, SystemClock(), config.cluster)
         observe(policyd)
         async with (
             process.serve_metrics(config.metrics_listen, policyd.checks),

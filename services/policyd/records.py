@@ -9,6 +9,7 @@ turns there, and a rule id is never given twice. A record that cannot be read is
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,13 +17,15 @@ import msgspec
 
 from services.policy.clauses import FIRST_CLAUSE_RULE, PolicyRef, RuleId
 from services.policy.model import Policy
-from services.policy.parse import parse
+from services.policy.parse import ParsedPolicy, parse
 from services.policy.resolve import rule_count
 from services.runtime.errors import Invalid
 from services.store.model import KeyValue, Revision
 
 OBJECT_PREFIX: Final = "tessera/policy/object/"
 NEXT_RULE_KEY: Final = "tessera/policy/next_rule"
+# Requests whose write is on its way to the watch at one time; older ones are parsed again.
+REMEMBERED: Final = 64
 
 _NO_NAMESPACE: Final = "_"
 
@@ -62,6 +65,49 @@ class Broken:
     manifest: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Old:
+    """What a policy's key held. `manifest` None: nothing that can be read."""
+
+    revision: Revision
+    manifest: str | None
+    rule_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the store held, at one revision, of what a request names, and the counter that guards
+    it. The counter's value is not looked at before it is used."""
+
+    policies: Mapping[PolicyRef, Old]
+    counter: KeyValue | None
+
+
+class JustParsed:
+    """Policies that a request of this process is writing, so that the watch's side does not parse
+    them again.
+
+    Only where the policy is all of the text: positions count from the start of what was parsed,
+    and every replica must tell the same line of the stored manifest.
+    """
+
+    def __init__(self) -> None:
+        self._policies: dict[tuple[PolicyRef, str], Policy] = {}
+
+    def remember(self, text: bytes, policies: Iterable[ParsedPolicy]) -> None:
+        match tuple(policies):
+            case (one,) if one.manifest_text.encode() == text:
+                self._policies[one.policy.ref, one.manifest_text] = one.policy
+            case _:
+                return
+        while len(self._policies) > REMEMBERED:
+            del self._policies[next(iter(self._policies))]
+
+    def take(self, ref: PolicyRef, manifest: str) -> Policy | None:
+        """Once."""
+        return self._policies.pop((ref, manifest), None)
+
+
 def object_key(ref: PolicyRef) -> str:
     return f"{OBJECT_PREFIX}{ref.kind}/{ref.namespace or _NO_NAMESPACE}/{ref.name}"
 
@@ -87,13 +133,21 @@ def decode(value: bytes) -> PolicyRecord:
         raise Invalid(f"its record in the store cannot be read: {error}") from error
 
 
-def read(ref: PolicyRef, kv: KeyValue) -> Stored | Broken:
+def old(kv: KeyValue) -> Old:
+    try:
+        record = decode(kv.value)
+    except Invalid:
+        return Old(kv.mod_revision, None, 0)
+    return Old(kv.mod_revision, record.manifest, record.rule_count)
+
+
+def read(ref: PolicyRef, kv: KeyValue, parsed: JustParsed) -> Stored | Broken:
     try:
         record = decode(kv.value)
     except Invalid as error:
         return Broken(ref, kv.mod_revision, str(error))
     try:
-        policy = _policy(ref, record)
+        policy = _checked(parsed.take(ref, record.manifest) or _policy(ref, record), record)
     except Invalid as error:
         return Broken(ref, kv.mod_revision, str(error), record.manifest)
     return Stored(ref, kv.mod_revision, record, policy)
@@ -121,7 +175,10 @@ def _policy(ref: PolicyRef, record: PolicyRecord) -> Policy:
     if [found.policy.ref for found in parsed.policies] != [ref]:
         names = ", ".join(str(found.policy.ref) for found in parsed.policies) or "nothing"
         raise Invalid(f"its manifest describes {names}")
-    policy = parsed.policies[0].policy
+    return parsed.policies[0].policy
+
+
+def _checked(policy: Policy, record: PolicyRecord) -> Policy:
     if rule_count(policy) != record.rule_count or record.rule_base < FIRST_CLAUSE_RULE:
         raise Invalid(
             f"its manifest has {rule_count(policy)} clauses where {record.rule_count} rule ids from"

@@ -12,7 +12,7 @@ leaves as the identity does, whatever the order of their keys' events.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -24,7 +24,15 @@ from services.policy.resolve import Changes, Resolver
 from services.policyd import published, records
 from services.policyd.addresses import Addresses
 from services.policyd.change import ChangeSet, Gathering
-from services.policyd.records import OBJECT_PREFIX, Broken, Stored
+from services.policyd.records import (
+    NEXT_RULE_KEY,
+    OBJECT_PREFIX,
+    Broken,
+    Held,
+    JustParsed,
+    Old,
+    Stored,
+)
 from services.runtime.errors import Invalid
 from services.runtime.log import logger
 from services.runtime.tracing import current_traceparent, span
@@ -32,7 +40,7 @@ from services.store.model import Changed, KeyValue, Removed, Revision, Synced, W
 
 log = logger(__name__)
 
-PREFIXES = (OBJECT_PREFIX, ID_PREFIX, IP_PREFIX, NODES_PREFIX)
+PREFIXES = (OBJECT_PREFIX, NEXT_RULE_KEY, ID_PREFIX, IP_PREFIX, NODES_PREFIX)
 
 
 @dataclass(slots=True)
@@ -43,6 +51,7 @@ class _Batch:
     identities: dict[str, KeyValue | None] = field(default_factory=dict)
     addresses: dict[str, KeyValue | None] = field(default_factory=dict)
     nodes: dict[str, KeyValue | None] = field(default_factory=dict)
+    counter: dict[str, KeyValue | None] = field(default_factory=dict)
     revision: int = 0
 
     def add(self, event: WatchEvent) -> None:
@@ -63,8 +72,21 @@ class _Batch:
             self.identities[key] = kv
         elif key.startswith(IP_PREFIX):
             self.addresses[key] = kv
+        elif key == NEXT_RULE_KEY:
+            self.counter[key] = kv
         else:
             self.nodes[key] = kv
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """A line of the log, written once the change is on its way: a line takes 0.2 ms of a process
+    that was asleep, and every node would wait for it."""
+
+    revision: Revision
+    ref: PolicyRef
+    traceparent: str = ""
+    removed: bool = False
 
 
 class State:
@@ -76,12 +98,40 @@ class State:
         self.broken: dict[PolicyRef, Broken] = {}
         self.groups = 0
         self.synced = False
+        self.just_parsed = JustParsed()
+        self._counter: KeyValue | None = None
+        self._news: list[News] = []
         self._identities: set[NumericIdentity] = set()
 
     @property
     def identities(self) -> int:
         """Those of the cluster, without the reserved ones."""
         return len(self._identities)
+
+    def tell(self) -> None:
+        """Logs what the last changes did to policies."""
+        for news in self._news:
+            # W3C trace context: version-trace_id-parent_id-flags.
+            trace = {"trace_id": news.traceparent.split("-")[1]} if news.traceparent else {}
+            about = log.bind(policy=str(news.ref), revision=news.revision, **trace)
+            if news.removed:
+                about.info("policy.removed")
+            else:
+                about.info("policy.set")
+        self._news.clear()
+
+    def held(self, refs: Iterable[PolicyRef]) -> Held:
+        """As of `revision`."""
+        found = ((ref, self._old(ref)) for ref in refs)
+        return Held({ref: old for ref, old in found if old is not None}, self._counter)
+
+    def _old(self, ref: PolicyRef) -> Old | None:
+        broken, good = self.broken.get(ref), self.policies.get(ref)
+        if broken is not None:
+            return Old(broken.revision, None, 0)
+        if good is None:
+            return None
+        return Old(good.revision, good.record.manifest, good.record.rule_count)
 
     def apply(self, events: Sequence[WatchEvent]) -> ChangeSet:
         """Raises `Invalid` when the revisions go back: this is another store, or an older one."""
@@ -95,6 +145,7 @@ class State:
                 " replaced or restored; starting over from what it holds now"
             )
         self.revision = max(self.revision, Revision(batch.revision))
+        self._counter = batch.counter.get(NEXT_RULE_KEY, self._counter)
         gathering = Gathering(self.revision)
         self._identities_came(batch.identities, gathering)
         self._policies(batch.policies, gathering)
@@ -138,7 +189,7 @@ class State:
             elif kv is None:
                 self._remove_policy(ref, gathering)
             else:
-                self._set_policy(records.read(ref, kv), gathering)
+                self._set_policy(records.read(ref, kv, self.just_parsed), gathering)
 
     def _set_policy(self, found: Stored | Broken, gathering: Gathering) -> None:
         ref = found.ref
@@ -152,7 +203,7 @@ class State:
         self.broken.pop(ref, None)
         self.policies[ref] = found
         if self.synced:
-            log.info("policy.set", policy=str(ref), revision=found.revision)
+            self._news.append(News(found.revision, ref, gathering.traceparent))
 
     def _trace(self, found: Stored) -> AbstractContextManager[object]:
         if not self.synced:
@@ -164,7 +215,7 @@ class State:
         self._resolved(self.resolver.remove_policy(ref), gathering)
         self.broken.pop(ref, None)
         if self.policies.pop(ref, None) is not None:
-            log.info("policy.removed", policy=str(ref), revision=self.revision)
+            self._news.append(News(self.revision, ref, removed=True))
 
     def _resolved(self, changes: Changes, gathering: Gathering) -> None:
         gathering.resolved(changes)

@@ -61,8 +61,8 @@ class PolicyDistribution:
     async def _read(
         self, subscription: Subscription, requests: AsyncIterator[AgentMessage]
     ) -> None:
-        """Does not raise what it has against the agent: that would cancel a write on its way, and
-        gRPC cannot end a stream with a status then (GRPC_CALL_ERROR_TOO_MANY_OPERATIONS)."""
+        """Does not raise what it has against the agent: the writing side ends the stream, between
+        two messages."""
         try:
             async for message in requests:
                 self._receive(subscription, message)

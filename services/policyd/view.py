@@ -6,6 +6,7 @@ Store.watch --batch--> State.apply --change-set--> Distributor.publish --> subsc
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
 from services.policyd.change import ChangeSet
@@ -45,10 +46,13 @@ class View:
             started_s = self._clock.monotonic_s()
             listing = not self._state.synced
             change = self._state.apply(events)
+            took_s = self._clock.monotonic_s() - started_s
             self._publisher.publish(change)
+            # The streams first: all that follows can wait, and the nodes do.
+            await asyncio.sleep(0)
+            self._state.tell()
             self._nodes.forget_all_but(self._state.addresses.nodes)
             self._pulse.beat()
-            took_s = self._clock.monotonic_s() - started_s
             _resolve_seconds.record(took_s)
             if listing and self._state.synced:
                 log.info("policyd.synced", revision=change.revision, took_s=round(took_s, 3))

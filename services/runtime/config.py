@@ -82,11 +82,14 @@ class IpamdConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PolicydConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`cluster`: identityd's, whose name is in the labels of every identity."""
+
     etcd: EtcdConfig = EtcdConfig()
     log: LogConfig = LogConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     listen: str = "127.0.0.1:7403"
     metrics_listen: str = "127.0.0.1:7413"
+    cluster: str = "default"
 
 
 class ApidConfig(Struct, frozen=True, forbid_unknown_fields=True):

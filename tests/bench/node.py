@@ -23,7 +23,7 @@ from tests.bench.doors import Door, Rows
 from tests.fakes.netns import Namespace
 from tests.fakes.stack import Stack
 
-BASE = """
+BASE = """\
 apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy
 metadata: {name: base, namespace: shop}
@@ -32,7 +32,7 @@ spec:
   ingress:
   - fromEndpoints: [{matchLabels: {role: peer}}]
 """
-RULE = """
+RULE = """\
 apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy
 metadata: {name: rule, namespace: shop}

@@ -50,6 +50,12 @@ def test_the_users_file_wins_and_targets_follow_a_listener_it_moves():
     assert user == {"policyd": {"listen": "127.0.0.1:9999"}, "agent": {"attach": "clsact"}}
 
 
+def test_policyd_is_told_the_cluster_of_identityd():
+    assert "cluster" not in node_config({}, LAYOUT, ["e:1"])["policyd"]
+    tables = node_config({"identityd": {"cluster": "north"}}, LAYOUT, ["e:1"])
+    assert tables["policyd"]["cluster"] == "north"
+
+
 def test_the_command_line_wins_over_the_file_for_directories():
     user = {"agent": {"run_dir": "/from/file", "state_dir": "/state/file"}}
     layout = layout_of(user, run_dir=Path("/from/line"))

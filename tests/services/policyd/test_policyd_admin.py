@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from tessera_wire.policy.v1 import policy_pb2 as pb
 
-from services.policyd.records import NEXT_RULE_KEY, decode, object_key
+from services.policy.clauses import PolicyRef
+from services.policy.parse import ParsedPolicy, parse
+from services.policyd.apply import Policies
+from services.policyd.records import NEXT_RULE_KEY, Held, decode, object_key
 from services.runtime.clock import SystemClock
 from services.runtime.errors import Invalid, Retry
 from services.store.memory import MemoryStore
@@ -134,6 +138,53 @@ async def test_writers_at_the_same_time_take_turns(policyd: Running) -> None:
         ]
     assert all(task.result().revision for task in tasks)
     assert sorted([await rule_base(policyd, f"p{n}") for n in range(6)]) == [*range(16, 22)]
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """A view that goes on saying the same, whatever the store holds by now."""
+
+    says: Held
+
+    def held(self, refs: Iterable[PolicyRef]) -> Held:
+        wanted = set(refs)
+        policies = {ref: old for ref, old in self.says.policies.items() if ref in wanted}
+        return Held(policies, self.says.counter)
+
+
+def parsed(*names: str) -> tuple[ParsedPolicy, ...]:
+    text = "---\n".join(keys.allow(name, "api", "web") for name in names)
+    return parse(text.encode(), "test.yaml", "default").policies
+
+
+async def test_an_out_of_date_view_gives_no_rule_id_twice_and_no_wrong_answer(
+    policyd: Running,
+) -> None:
+    clock = SystemClock()
+    empty = Policies(policyd.store, Stale(Held({}, None)), clock)
+    await empty.apply(parsed("one"), "")
+    await policyd.policyd.view.reached(policyd.store.revision)
+    full = Policies(policyd.store, Stale(policyd.policyd.state.held([keys.ref("one")])), clock)
+    assert (await empty.apply(parsed("one"), "")).applied[0].action == "unchanged"
+    assert (await empty.apply(parsed("two"), "")).applied[0].action == "created"
+    assert [await rule_base(policyd, name) for name in ("one", "two")] == [16, 17]
+    assert [one.ref.name for one in (await empty.delete([keys.ref("one")], "")).applied] == ["one"]
+    # The full view still shows it, unchanged.
+    assert (await full.apply(parsed("one"), "")).applied[0].action == "created"
+    assert await rule_base(policyd, "one") == 18
+
+
+async def test_what_is_in_force_after_an_apply_is_what_the_stored_text_says(
+    policyd: Running,
+) -> None:
+    """Line numbers too: those of the document as stored, wherever in a file it stood."""
+    single = keys.allow("single", "api", "web")
+    await policyd.apply(single)
+    await policyd.apply("---\n".join(keys.allow(n, "api", "web") for n in ("one", "two")))
+    await policyd.apply("---\n" + keys.allow("after", "api", "web"))
+    for ref, stored in policyd.policyd.state.policies.items():
+        (again,) = parse(stored.record.manifest.encode(), str(ref), ref.namespace).policies
+        assert stored.policy == again.policy
 
 
 async def test_a_spoilt_counter_stops_writing_and_says_how_to_mend_it(policyd: Running) -> None:

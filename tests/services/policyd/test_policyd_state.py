@@ -110,7 +110,7 @@ async def test_the_first_change_goes_out_at_once_and_a_storm_in_rounds() -> None
     state, clock = fresh(), FakeClock()
     distributor = Distributor(state)
     async with asyncio.TaskGroup() as group:
-        task = group.create_task(distributor.wake_subscribers(clock))
+        task = group.create_task(distributor.pace(clock))
         with distributor.subscribed("n1", ()) as subscription:
             list(subscription.take())
             taken = []
