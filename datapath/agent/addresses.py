@@ -12,7 +12,7 @@ from socket import inet_aton
 
 from datapath.agent.view import Address
 from datapath.maps.layout import Prefix4
-from datapath.reconcile import Ops, PolicyTables
+from datapath.reconcile import Ops, PolicyTables, read_ipcache
 
 
 def address_ops(
@@ -47,7 +47,7 @@ def surplus(tables: PolicyTables, wanted: Ops, local: Collection[int]) -> Ops:
     """`wanted`, plus the removal of every other row the tables hold."""
     wanted.ipcache_removed = [
         address
-        for address, _ in tables.ipcache4.items()
+        for address in read_ipcache(tables)
         if address not in wanted.ipcache and address not in local
     ]
     wanted.prefixes_removed = [

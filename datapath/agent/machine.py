@@ -9,6 +9,7 @@ from datapath import links
 from datapath.agent.record import EndpointRecord
 from datapath.links import VethInfo
 from datapath.loader import Datapath
+from datapath.maps.conntrack import forget_address
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,4 @@ class NodeMachine:
         self.datapath.detach(outer)
 
     def forget_flows(self, address: int) -> int:
-        """Tracked flows from or to `address`; how many there were."""
-        table = self.datapath.tables.ct4
-        return table.delete_many([key for key, _ in table.items() if address in key.addr])
+        return forget_address(self.datapath.tables.ct4, address)

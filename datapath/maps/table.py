@@ -20,6 +20,7 @@ from services.runtime.errors import Exhausted, NotFound, Unusable
 
 K = TypeVar("K")
 V = TypeVar("V")
+Page = tuple[bytes, bytes, int]
 
 _CHUNK: Final = 16384  # rows per call: bounds what one call copies into the kernel
 _FULL: Final = frozenset({errno.E2BIG, errno.ENOSPC, errno.ENOMEM})
@@ -41,7 +42,12 @@ class Table(Protocol[K, V]):
     def put_many(self, rows: Mapping[K, V] | Iterable[tuple[K, V]]) -> None: ...
     def put_packed(self, keys: bytes, values: bytes, count: int) -> None: ...
     def delete_many(self, keys: Iterable[K]) -> int: ...
+    def delete_packed(self, keys: bytes, count: int) -> int: ...
     def items(self) -> Iterator[tuple[K, V]]: ...
+    def items_packed(self) -> Iterator[Page]:
+        """Pages of (keys, values, how many rows), each row as the kernel holds it."""
+        ...
+
     def count(self) -> int: ...
 
 
@@ -54,8 +60,12 @@ def _full(name: str, max_entries: int, config_key: str) -> Exhausted:
     return Exhausted(f"BPF map {name} is full ({max_entries} entries): {remedy}")
 
 
+def _cut(data: bytes, size: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
 class MemoryTable(Table[K, V]):
-    """A dict behind the codecs: what the kernel would refuse to hold, this refuses too.
+    """A dict of packed rows: what the kernel would refuse to hold, this refuses too.
 
     `zero`: makes it an array, whose every row exists and is reset by a deletion.
     """
@@ -76,7 +86,7 @@ class MemoryTable(Table[K, V]):
         self._max = max_entries
         self._config_key = config_key
         self._zero = zero
-        self._rows: dict[K, V] = {}
+        self._rows: dict[bytes, bytes] = {}
 
     @property
     def name(self) -> str:
@@ -87,29 +97,43 @@ class MemoryTable(Table[K, V]):
         return self._max
 
     def get(self, key: K) -> V | None:
-        return self._rows.get(key, self._zero)
+        found = self._rows.get(self._key.pack(key))
+        return self._zero if found is None else self._value.unpack(found)
 
     def put_many(self, rows: Mapping[K, V] | Iterable[tuple[K, V]]) -> None:
-        for key, value in _pairs(rows):
-            if key not in self._rows and len(self._rows) >= self._max:
-                raise _full(self._name, self._max, self._config_key)
-            self._rows[key] = self._value.unpack(self._value.pack(value))
+        pack_key, pack_value = self._key.pack, self._value.pack
+        self._put((pack_key(key), pack_value(value)) for key, value in _pairs(rows))
 
     def put_packed(self, keys: bytes, values: bytes, count: int) -> None:
-        k, v = self._key.size, self._value.size
-        self.put_many(
-            (
-                self._key.unpack(keys[i * k : i * k + k]),
-                self._value.unpack(values[i * v : i * v + v]),
-            )
-            for i in range(count)
-        )
+        rows = zip(_cut(keys, self._key.size), _cut(values, self._value.size), strict=True)
+        if len(self._rows) + count <= self._max:
+            self._rows.update(rows)
+        else:
+            self._put(rows)
+
+    def _put(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        for key, value in rows:
+            if key not in self._rows and len(self._rows) >= self._max:
+                raise _full(self._name, self._max, self._config_key)
+            self._rows[key] = value
 
     def delete_many(self, keys: Iterable[K]) -> int:
-        return sum(self._rows.pop(key, None) is not None for key in keys)
+        return self._delete(map(self._key.pack, keys))
+
+    def delete_packed(self, keys: bytes, count: int) -> int:
+        return self._delete(_cut(keys, self._key.size))
+
+    def _delete(self, keys: Iterable[bytes]) -> int:
+        pop = self._rows.pop
+        return sum(pop(key, None) is not None for key in keys)
 
     def items(self) -> Iterator[tuple[K, V]]:
-        yield from list(self._rows.items())
+        for key, value in list(self._rows.items()):
+            yield self._key.unpack(key), self._value.unpack(value)
+
+    def items_packed(self) -> Iterator[Page]:
+        if self._rows:
+            yield b"".join(self._rows), b"".join(self._rows.values()), len(self._rows)
 
     def count(self) -> int:
         return len(self._rows)
@@ -198,20 +222,21 @@ class KernelTable(Table[K, V]):
 
     def delete_many(self, keys: Iterable[K]) -> int:
         packed = [self._key.pack(key) for key in keys]
+        return self.delete_packed(b"".join(packed), len(packed))
+
+    def delete_packed(self, keys: bytes, count: int) -> int:
         if self._array:
-            self.put_packed(b"".join(packed), bytes(self._value.size * len(packed)), len(packed))
-            return len(packed)
+            self.put_packed(keys, bytes(self._value.size * count), count)
+            return count
+        k = self._key.size
+
+        def single(at: int) -> None:
+            bpfcall.map_delete(self._fd, keys[at * k : at * k + k])
 
         def batch(at: int, size: int) -> None:
-            bpfcall.map_delete_batch(self._fd, b"".join(packed[at : at + size]), size)
+            bpfcall.map_delete_batch(self._fd, keys[at * k : (at + size) * k], size)
 
-        missing = self._each(
-            len(packed),
-            lambda at: bpfcall.map_delete(self._fd, packed[at]),
-            batch,
-            tolerate=errno.ENOENT,
-        )
-        return len(packed) - missing
+        return count - self._each(count, single, batch, tolerate=errno.ENOENT)
 
     def _each(
         self,
@@ -262,30 +287,34 @@ class KernelTable(Table[K, V]):
             cursor = page.cursor
 
     def items(self) -> Iterator[tuple[K, V]]:
+        unpack_key, unpack_value = self._key.unpack, self._value.unpack
         k, v = self._key.size, self._stride
+        for keys, values, _ in self.items_packed():
+            yield from zip(
+                map(unpack_key, _cut(keys, k)), map(unpack_value, _cut(values, v)), strict=True
+            )
+
+    def items_packed(self) -> Iterator[Page]:
         try:
             for page in self._pages():
-                for i in range(page.count):
-                    yield (
-                        self._key.unpack(page.keys[i * k : i * k + k]),
-                        self._value.unpack(page.values[i * v : i * v + v]),
-                    )
+                if page.count:
+                    yield page.keys, page.values, page.count
         except OSError as error:
             if error.errno not in _NO_BATCH:
                 raise
             yield from self._walk()
 
-    def _walk(self) -> Iterator[tuple[K, V]]:
-        raw: bytes | None = None
+    def _walk(self) -> Iterator[Page]:
+        key: bytes | None = None
         while True:
             try:
-                raw = bpfcall.map_next_key(self._fd, raw, self._key.size)
+                key = bpfcall.map_next_key(self._fd, key, self._key.size)
             except FileNotFoundError:
                 return
-            key = self._key.unpack(raw)
-            value = self.get(key)
-            if value is not None:
-                yield key, value
+            try:
+                yield key, bpfcall.map_lookup(self._fd, key, self._stride), 1
+            except FileNotFoundError:  # gone meanwhile
+                continue
 
     def count(self) -> int:
         """Rows present; walks the whole map."""

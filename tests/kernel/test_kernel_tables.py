@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from datapath.maps.layout import (
     LocalEndpoint,
     NodeConfig,
     PolicyAnswer,
+    PolicyPeer,
     PolicyPeerKey,
     PolicyRangeKey,
     PolicySlot,
@@ -88,6 +90,30 @@ def test_packed_rows_are_the_rows(tables: Tables) -> None:
     tables.policy_peer.put_packed(b"".join(k.pack() for k in keys), value.pack() * 50, 50)
     assert dict(tables.policy_peer.items()) == dict.fromkeys(keys, value)
     tables.policy_peer.put_packed(b"", b"", 0)
+
+
+def test_pages_hold_every_row_once_as_the_kernel_does(tables: Tables) -> None:
+    rows = {PolicyPeerKey(2, identity): peer(Verdict.ALLOW, identity) for identity in range(20000)}
+    tables.policy_peer.put_many(rows)
+    found = {}
+    for keys, values, count in tables.policy_peer.items_packed():
+        assert (len(keys), len(values)) == (8 * count, 12 * count)
+        for at in range(count):
+            key = PolicyPeerKey.unpack(keys[at * 8 : at * 8 + 8])
+            found[key] = PolicyPeer.unpack(values[at * 12 : at * 12 + 12])
+    assert found == rows
+    assert not list(tables.ipcache4.items_packed())
+
+
+def test_deleting_packed_counts_what_was_there_and_resets_an_array(tables: Tables) -> None:
+    keys = [PolicyPeerKey(3, identity).pack() for identity in range(30)]
+    tables.policy_peer.put_packed(b"".join(keys[::2]), peer(Verdict.ALLOW).pack() * 15, 15)
+    assert tables.policy_peer.delete_packed(b"".join(keys), 30) == 15
+    assert tables.policy_peer.delete_packed(b"", 0) == 0
+    assert tables.policy_peer.count() == 0
+    tables.policy_slot.put_many({7: PolicySlot(5)})
+    tables.policy_slot.delete_packed((7).to_bytes(4, sys.byteorder), 1)
+    assert tables.policy_slot.get(7) == PolicySlot(0)
 
 
 def test_more_rows_than_one_call_carries(tables: Tables) -> None:

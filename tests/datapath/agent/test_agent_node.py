@@ -12,6 +12,7 @@ from pyroaring import BitMap
 
 from datapath import links
 from datapath.agent.main import agent
+from datapath.agent.record import outer_name
 from services.policy.clauses import (
     Action,
     Clause,
@@ -321,8 +322,8 @@ async def test_the_carrier_comes_last(
     plane.policies.withheld = True
     async with asyncio.TaskGroup() as group:
         adding = group.create_task(node.post(namespace="shop", name="x", netns=client.path))
-        await until(lambda: bool(links.list_outer("tes")) and bool(plane.identities.references))
-        outer = next(iter(links.list_outer("tes")))
+        outer = outer_name("n1", "shop", "x")
+        await until(lambda: bool(links.list_outer(outer)) and bool(plane.identities.references))
         assert not flags_of(outer) & 1
         identity = next(iter(plane.identities.references))
         plane.policies.set_policy(LocalPolicy(identity, False, False, (), (), ()))
