@@ -15,10 +15,10 @@ import grpc.aio
 from tessera_wire.policy.v1 import policy_pb2, policy_pb2_grpc
 
 from services.policy.clauses import PolicyRef
-from services.policy.parse import Problem, parse
+from services.policy.parse import Parsed, Problem, parse
 from services.policyd.apply import Applied, Outcome, Policies
 from services.policyd.nodes import Nodes, NodeState, Pulse
-from services.policyd.records import Broken, Stored
+from services.policyd.records import Broken, Stored, alone, whole
 from services.policyd.state import State
 from services.policyd.view import View
 from services.runtime.log import logger
@@ -26,6 +26,8 @@ from services.wire.convert import ref_from_wire, ref_to_wire
 
 log = logger(__name__)
 
+# Some 40 documents, 20 ms.
+_LARGE_BYTES: Final = 16_384
 # A view that lags longer than this has trouble of its own; the write itself is done.
 _SEEN_S: Final = 2.0
 
@@ -48,17 +50,22 @@ class PolicyAdmin(policy_pb2_grpc.PolicyAdminServicer):
     async def Apply(
         self, request: policy_pb2.ApplyRequest, context: _Context
     ) -> policy_pb2.ApplyResponse:
-        source = request.source or "stdin"
-        parsed = parse(request.manifests, source, request.default_namespace or "default")
+        # A thread costs more than a document, and a file of them would hold up every stream.
+        large = len(request.manifests) > _LARGE_BYTES
+        parsed = await asyncio.to_thread(_parse, request) if large else _parse(request)
         problems = [_problem_to_wire(problem) for problem in parsed.problems]
         if parsed.refused:
             return policy_pb2.ApplyResponse(problems=problems)
         if request.dry_run:
             outcome = await self._policies.preview(parsed.policies)
         else:
-            self._state.just_parsed.remember(request.manifests, parsed.policies)
-            outcome = await self._policies.apply(parsed.policies, request.author)
-            await self._seen(outcome)
+            own = whole(request.manifests, parsed)
+            if large and not own:
+                held = self._state.held(policy.policy.ref for policy in parsed.policies)
+                own = await asyncio.to_thread(alone, parsed, held)
+            with self._state.just_parsed.remembering(own):
+                outcome = await self._policies.apply(parsed.policies, request.author)
+                await self._seen(outcome)
         return policy_pb2.ApplyResponse(
             revision=outcome.revision,
             policies=_applied_to_wire(outcome.applied),
@@ -163,6 +170,12 @@ class PolicyAdmin(policy_pb2_grpc.PolicyAdminServicer):
         seen = self._state.revision
         ahead = f"policyd itself has seen revision {seen} only" if seen < revision else ""
         return [_node_to_wire(state, ahead) for state in states]
+
+
+def _parse(request: policy_pb2.ApplyRequest) -> Parsed:
+    return parse(
+        request.manifests, request.source or "stdin", request.default_namespace or "default"
+    )
 
 
 def _matches(ref: PolicyRef, request: policy_pb2.ListRequest) -> bool:

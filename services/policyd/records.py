@@ -9,7 +9,8 @@ turns there, and a rule id is never given twice. A record that cannot be read is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,15 +18,13 @@ import msgspec
 
 from services.policy.clauses import FIRST_CLAUSE_RULE, PolicyRef, RuleId
 from services.policy.model import Policy
-from services.policy.parse import ParsedPolicy, parse
+from services.policy.parse import Parsed, ParsedPolicy, parse
 from services.policy.resolve import rule_count
 from services.runtime.errors import Invalid
 from services.store.model import KeyValue, Revision
 
 OBJECT_PREFIX: Final = "tessera/policy/object/"
 NEXT_RULE_KEY: Final = "tessera/policy/next_rule"
-# Requests whose write is on its way to the watch at one time; older ones are parsed again.
-REMEMBERED: Final = 64
 
 _NO_NAMESPACE: Final = "_"
 
@@ -84,28 +83,45 @@ class Held:
 
 
 class JustParsed:
-    """Policies that a request of this process is writing, so that the watch's side does not parse
-    them again.
-
-    Only where the policy is all of the text: positions count from the start of what was parsed,
-    and every replica must tell the same line of the stored manifest.
-    """
+    """Policies by their stored text, while a request of this process writes them: so the watch's
+    side does not parse them again."""
 
     def __init__(self) -> None:
         self._policies: dict[tuple[PolicyRef, str], Policy] = {}
 
-    def remember(self, text: bytes, policies: Iterable[ParsedPolicy]) -> None:
-        match tuple(policies):
-            case (one,) if one.manifest_text.encode() == text:
-                self._policies[one.policy.ref, one.manifest_text] = one.policy
-            case _:
-                return
-        while len(self._policies) > REMEMBERED:
-            del self._policies[next(iter(self._policies))]
+    @contextmanager
+    def remembering(self, policies: Iterable[ParsedPolicy]) -> Iterator[None]:
+        """Each parsed from its own text alone: positions count from the start of what was parsed,
+        and every replica must tell the same line of the stored manifest."""
+        mine = {(one.policy.ref, one.manifest_text): one.policy for one in policies}
+        self._policies |= mine
+        try:
+            yield
+        finally:
+            for key in mine:
+                self._policies.pop(key, None)
 
-    def take(self, ref: PolicyRef, manifest: str) -> Policy | None:
-        """Once."""
-        return self._policies.pop((ref, manifest), None)
+    def find(self, ref: PolicyRef, manifest: str) -> Policy | None:
+        return self._policies.get((ref, manifest))
+
+
+def whole(text: bytes, parsed: Parsed) -> list[ParsedPolicy]:
+    """The policy that is all of `text`, or nothing."""
+    match parsed.policies:
+        case (one,) if one.manifest_text.encode() == text:
+            return [one]
+        case _:
+            return []
+
+
+def alone(parsed: Parsed, held: Held) -> list[ParsedPolicy]:
+    """Those that differ from what is held, each parsed once more from its own text."""
+    return [
+        ParsedPolicy(found.policy, one.manifest_text)
+        for one in parsed.policies
+        if (old := held.policies.get(one.policy.ref)) is None or old.manifest != one.manifest_text
+        for found in _parse_stored(one.policy.ref, one.manifest_text).policies
+    ]
 
 
 def object_key(ref: PolicyRef) -> str:
@@ -147,7 +163,7 @@ def read(ref: PolicyRef, kv: KeyValue, parsed: JustParsed) -> Stored | Broken:
     except Invalid as error:
         return Broken(ref, kv.mod_revision, str(error))
     try:
-        policy = _checked(parsed.take(ref, record.manifest) or _policy(ref, record), record)
+        policy = _checked(parsed.find(ref, record.manifest) or _policy(ref, record), record)
     except Invalid as error:
         return Broken(ref, kv.mod_revision, str(error), record.manifest)
     return Stored(ref, kv.mod_revision, record, policy)
@@ -167,7 +183,7 @@ def next_rule(kv: KeyValue | None) -> RuleId:
 
 
 def _policy(ref: PolicyRef, record: PolicyRecord) -> Policy:
-    parsed = parse(record.manifest.encode(), str(ref), ref.namespace)
+    parsed = _parse_stored(ref, record.manifest)
     errors = [problem for problem in parsed.problems if problem.severity == "error"]
     if errors:
         first = errors[0]
@@ -185,3 +201,7 @@ def _checked(policy: Policy, record: PolicyRecord) -> Policy:
             f" {record.rule_base} are set aside; apply it again"
         )
     return policy
+
+
+def _parse_stored(ref: PolicyRef, manifest: str) -> Parsed:
+    return parse(manifest.encode(), str(ref), ref.namespace)

@@ -182,6 +182,7 @@ async def test_what_is_in_force_after_an_apply_is_what_the_stored_text_says(
     await policyd.apply(single)
     await policyd.apply("---\n".join(keys.allow(n, "api", "web") for n in ("one", "two")))
     await policyd.apply("---\n" + keys.allow("after", "api", "web"))
+    await policyd.apply("---\n".join(keys.allow(f"p{n}", "api", "web") for n in range(200)))
     for ref, stored in policyd.policyd.state.policies.items():
         (again,) = parse(stored.record.manifest.encode(), str(ref), ref.namespace).policies
         assert stored.policy == again.policy
