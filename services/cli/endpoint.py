@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli.options import DEFAULT_AGENT_SOCKET, AgentSocket, Output
+from services.cli.options import DEFAULT_AGENT_SOCKET, AgentSocket, Output, examples
 from services.cli.output import Format, say, write_json, write_table
 
 app = typer.Typer(no_args_is_help=True, help="Endpoints of this node.")
@@ -19,18 +19,25 @@ _HEAD = ("ID", "ENDPOINT", "ADDRESS", "IDENTITY", "STATE", "LABELS")
 Ref = Annotated[str, typer.Argument(metavar="NAMESPACE/NAME|ID")]
 
 
-@app.command()
+@app.command(epilog=examples("tessera endpoint add shop/web --netns web -l app=web -l tier=front"))
 def add(
     ref: Annotated[str, typer.Argument(metavar="NAMESPACE/NAME")],
     *,
     netns: Annotated[
-        str, typer.Option(help="Name of an `ip netns`, or the path of a network namespace.")
+        str,
+        typer.Option(
+            help="Name of an `ip netns`, or the path of a network namespace.", metavar="NETNS"
+        ),
     ],
     label: Annotated[
         list[str] | None,
-        typer.Option("-l", "--label", help="source:key=value; repeatable.", metavar="LABEL"),
+        typer.Option(
+            "-l", "--label", help="key=value, or source:key=value; repeatable.", metavar="LABEL"
+        ),
     ] = None,
-    interface: Annotated[str, typer.Option(help="Its name inside the namespace.")] = "eth0",
+    interface: Annotated[
+        str, typer.Option(help="Its name inside the namespace.", metavar="NAME")
+    ] = "eth0",
     agent_socket: AgentSocket = DEFAULT_AGENT_SOCKET,
     output: Output = Format.TABLE,
 ) -> None:
@@ -62,7 +69,7 @@ def add(
     say(f"endpoint {ref} is {made.state}: address {made.ip}, identity {made.identity}")
 
 
-@app.command("list")
+@app.command("list", epilog=examples("tessera endpoint list"))
 def list_(agent_socket: AgentSocket = DEFAULT_AGENT_SOCKET, output: Output = Format.TABLE) -> None:
     """List this node's endpoints."""
     from services.cli import client, views
@@ -76,21 +83,21 @@ def list_(agent_socket: AgentSocket = DEFAULT_AGENT_SOCKET, output: Output = For
     write_table(_HEAD, [one.row() for one in found.endpoints], empty)
 
 
-@app.command()
+@app.command(epilog=examples("tessera endpoint get shop/web -o json"))
 def get(
     ref: Ref, agent_socket: AgentSocket = DEFAULT_AGENT_SOCKET, output: Output = Format.TABLE
 ) -> None:
     """Show one endpoint."""
     from services.cli import client, views
 
-    body = client.agent(agent_socket).get(f"/v1/endpoints/{ref}")
+    body = client.agent(agent_socket).get(_path(ref))
     if output is Format.JSON:
         write_json(body)
         return
     write_table(_HEAD, [views.decode(body, views.Endpoint).row()], "")
 
 
-@app.command()
+@app.command(epilog=examples("tessera endpoint delete shop/web"))
 def delete(
     ref: Ref, agent_socket: AgentSocket = DEFAULT_AGENT_SOCKET, output: Output = Format.TABLE
 ) -> None:
@@ -98,8 +105,14 @@ def delete(
     from services.cli import client
 
     door = client.agent(agent_socket)
-    body = door.request("DELETE", f"/v1/endpoints/{ref}", deadline_s=ADD_DEADLINE_S)
+    body = door.request("DELETE", _path(ref), deadline_s=ADD_DEADLINE_S)
     if output is Format.JSON:
         write_json(body or b"{}")
         return
     say(f"endpoint {ref} deleted")
+
+
+def _path(ref: str) -> str:
+    from services.cli.client import segment
+
+    return f"/v1/endpoints/{'/'.join(map(segment, ref.split('/')))}"

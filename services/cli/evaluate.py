@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli.options import Output
+from services.cli.options import Output, examples
 from services.cli.output import Format, note, say, write_json, write_table
 
 if TYPE_CHECKING:
@@ -24,9 +24,14 @@ if TYPE_CHECKING:
     from services.policy.parse import Problem
     from services.policy.stage import Stage
 
+# Recorded cases come in files of many thousands.
+MAX_CASES_BYTES = 64 << 20
+
 _PolicyFiles = Annotated[
     list[str],
-    typer.Option("-f", "--file", help="Policies: file, directory or - ; repeatable."),
+    typer.Option(
+        "-f", "--file", help="Policies: file, directory or - ; repeatable.", metavar="PATH"
+    ),
 ]
 _EndpointsFile = Annotated[
     str, typer.Option("--endpoints", help="Endpoints and namespaces, YAML or JSON.", metavar="FILE")
@@ -45,7 +50,10 @@ def eval_cases(
     *,
     output: Output = Format.TABLE,
 ) -> None:
-    """Judge recorded or made-up cases: who may reach whom under which policies."""
+    """Judge recorded or made-up cases.
+
+    Who may reach whom under which policies; one JSON object per line with -o json.
+    """
     from services.policy.evaluate import evaluate
 
     results = (evaluate(case) for case in _cases(file))
@@ -99,7 +107,7 @@ def _cases(paths: list[str]) -> Iterator[Case]:
     from services.policy.cases import Case, CaseFile
     from services.runtime.errors import Invalid
 
-    for one in manifests.read(paths):
+    for one in manifests.read(paths, MAX_CASES_BYTES):
         try:
             several = msgspec.json.decode(one.text, type=CaseFile).cases
             for raw in (one.text,) if several is None else several:
@@ -112,15 +120,20 @@ def _cases(paths: list[str]) -> Iterator[Case]:
 
 
 def explain(
-    source: Annotated[str, typer.Argument(help="namespace/name, world, host or an address.")],
-    target: Annotated[str, typer.Argument(help="The same.")],
-    port: Annotated[str, typer.Argument(help="8080/TCP, 53/UDP or 8/ICMP.")],
+    source: Annotated[
+        str, typer.Argument(help="namespace/name, world, host or an address.", metavar="FROM")
+    ],
+    target: Annotated[str, typer.Argument(help="The same.", metavar="TO")],
+    port: Annotated[str, typer.Argument(help="8080/TCP, 53/UDP or 8/ICMP.", metavar="PORT")],
     *,
     file: _PolicyFiles,
     endpoints: _EndpointsFile,
     output: Output = Format.TABLE,
 ) -> None:
-    """Say why a connection passes or not: both ends, the clause that decided, the nearest miss."""
+    """Say why a connection passes or not.
+
+    Both ends, the clause that decided, and the nearest miss.
+    """
     from services.policy.stage import Ports
 
     stage = _stage(file, endpoints)
@@ -169,7 +182,10 @@ def matrix(
     *,
     output: Output = Format.TABLE,
 ) -> None:
-    """Show who may talk to whom; rows are sources, columns targets."""
+    """Show who may talk to whom.
+
+    Rows are sources, columns targets.
+    """
     from services.policy.stage import Ports
 
     stage = _stage(file, endpoints)
@@ -194,7 +210,7 @@ def diff(
     *,
     output: Output = Format.TABLE,
 ) -> None:
-    """Show which connections a change of policies denies or allows."""
+    """Show what a change of policies denies or allows."""
     from services.policy.diff import Connection, difference
     from services.policy.stage import Ports
 
@@ -240,10 +256,11 @@ def _difference_json(found: Difference) -> dict[str, object]:
 def lint(
     file: _PolicyFiles,
     endpoints: Annotated[
-        str, typer.Option("--endpoints", help="To see which policies select nothing.")
+        str,
+        typer.Option("--endpoints", help="To see which policies select nothing.", metavar="FILE"),
     ] = "",
 ) -> None:
-    """Name mistakes and what is legal but likely not meant; exit 1 if there is any."""
+    """Name mistakes and what is likely not meant; exit 1 if any."""
     policies, problems = _read(file)
     findings = [_problem_words(problem) for problem in problems]
     if endpoints:
@@ -285,3 +302,16 @@ def _on_stage(policies: list[Policy], endpoints: str) -> Stage:
 
     (given,) = manifests.read([endpoints])
     return Stage(read_endpoints(given.text, given.source), policies)
+
+
+_ASKED = "-f policies/ --endpoints endpoints.yaml"
+
+EXAMPLES = {
+    eval_cases: examples("tessera policy eval -f cases.json -o json"),
+    explain: examples(f"tessera policy explain shop/web shop/db 5432/TCP {_ASKED}"),
+    matrix: examples(f"tessera policy matrix {_ASKED} --port 5432/TCP"),
+    diff: examples(
+        "tessera policy diff --old main/ --new branch/ --endpoints endpoints.yaml --port 5432/TCP"
+    ),
+    lint: examples("tessera policy lint -f policies/"),
+}

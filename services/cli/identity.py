@@ -6,20 +6,23 @@ from typing import Annotated
 
 import typer
 
-from services.cli.options import DEFAULT_SERVER, Output, Server
+from services.cli.options import DEFAULT_SERVER, Output, Server, examples
 from services.cli.output import Format, write_json, write_table
 
 app = typer.Typer(no_args_is_help=True, help="Security identities: label sets and their numbers.")
 
-_HEAD = ("ID", "SCOPE", "LABELS", "NODES")
+_HEAD = ("ID", "SCOPE", "NODES", "LABELS")
 
 
-@app.command("list")
+@app.command("list", epilog=examples("tessera identity list -l 'app=web,tier in (a,b)'"))
 def list_(
     labels: Annotated[
-        str, typer.Option("-l", "--labels", help="Only identities this selector chooses.")
+        str,
+        typer.Option(
+            "-l", "--labels", help="Only identities this selector chooses.", metavar="SELECTOR"
+        ),
     ] = "",
-    limit: Annotated[int, typer.Option(help="At most this many; 0: all.", min=0)] = 0,
+    limit: Annotated[int, typer.Option(help="At most this many; 0: all.", min=0, metavar="N")] = 0,
     server: Server = DEFAULT_SERVER,
     output: Output = Format.TABLE,
 ) -> None:
@@ -40,7 +43,7 @@ def list_(
     write_table(_HEAD, [one.row() for one in found.identities], empty)
 
 
-@app.command()
+@app.command(epilog=examples("tessera identity get 16423"))
 def get(
     id_: Annotated[int, typer.Argument(metavar="ID")],
     server: Server = DEFAULT_SERVER,

@@ -31,7 +31,6 @@ MODULES: Mapping[str, str] = {
 API_LISTEN = "127.0.0.1:7400"
 # Not 2379: a machine may run an etcd of its own, and Debian's package starts one.
 ETCD_CLIENT_PORT = 7479
-ETCD_PEER_PORT = 7480
 # sun_path holds 108 bytes, the terminating zero included (unix(7)).
 _SOCKET_PATH_MAX = 107
 # Variables of the command line itself; a process would refuse them as unknown configuration.

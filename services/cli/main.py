@@ -10,9 +10,12 @@ import typer
 
 from services.cli import endpoint, identity, observe, policy, processes, status, up
 from services.cli.demo import command as demo
-from services.cli.options import Output
+from services.cli.options import Output, examples
 from services.cli.output import Format, note, say, write_json
 from services.runtime.errors import TesseraError
+
+# What shells and getopt(3) programs use for a command line that cannot be understood.
+USAGE = 2
 
 app = typer.Typer(
     name="tessera",
@@ -20,14 +23,20 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=examples("tessera up --demo", "tessera policy apply --wait -f policies/"),
 )
-app.command()(up.up)
-app.command()(status.status)
+app.command(epilog=examples("tessera up", "tessera up --config node.toml --cleanup"))(up.up)
+app.command(epilog=examples("tessera status", "tessera status -o json"))(status.status)
 app.add_typer(policy.app, name="policy")
 app.add_typer(endpoint.app, name="endpoint")
 app.add_typer(identity.app, name="identity")
-app.command()(observe.observe)
-app.command()(demo.demo)
+app.command(
+    epilog=examples(
+        "tessera observe --follow --verdict dropped", "tessera observe --to shop/db --port 5432"
+    )
+)(observe.observe)
+app.command(epilog=examples("tessera demo", "tessera demo --isolated"))(demo.demo)
 for _process in (
     processes.identityd,
     processes.ipamd,
@@ -35,10 +44,11 @@ for _process in (
     processes.apid,
     processes.agent,
 ):
-    app.command()(_process)
+    _line = f"tessera {_process.__name__} --config /etc/tessera/tessera.toml"
+    app.command(epilog=examples(_line))(_process)
 
 
-@app.command()
+@app.command(epilog=examples("tessera version -o json"))
 def version(output: Output = Format.TABLE) -> None:
     """Print the version."""
     import json
@@ -53,10 +63,26 @@ def version(output: Output = Format.TABLE) -> None:
 
 def main() -> None:
     try:
-        app()
+        # Not standalone: a usage error is one line of ours, like every other.
+        sys.exit(app(standalone_mode=False) or 0)
     except TesseraError as error:
         note(f"tessera: {error}")
         sys.exit(1)
+    except typer.Abort:
+        sys.exit(1)
+    except typer.TyperException as error:
+        _tell_misuse(error)
+        sys.exit(USAGE)
+
+
+def _tell_misuse(error: typer.TyperException) -> None:
+    words = error.format_message()
+    if "\n" in words:  # a group without a command: its help is the message
+        note(words)
+        return
+    context: typer.Context | None = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "tessera"
+    note(f"{command}: {words.rstrip('.')}; see {command} --help")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from services.runtime.errors import Invalid
 
 SUFFIXES = (".yaml", ".yml", ".json")
+
+# What the server takes in one request, as services/policy/tree.py says. A larger file is refused
+# before all of it is read: /dev/zero has no end.
+MAX_BYTES = 1 << 20
 
 KINDS = {
     "cnp": "CiliumNetworkPolicy",
@@ -20,8 +25,10 @@ KINDS = {
     "np": "NetworkPolicy",
     "netpol": "NetworkPolicy",
     "networkpolicy": "NetworkPolicy",
+    "clusternp": "ClusterNetworkPolicy",
+    "clusternetworkpolicy": "ClusterNetworkPolicy",
 }
-CLUSTER_SCOPED = frozenset({"CiliumClusterwideNetworkPolicy"})
+CLUSTER_SCOPED = frozenset({"CiliumClusterwideNetworkPolicy", "ClusterNetworkPolicy"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +37,14 @@ class Manifest:
     text: bytes
 
 
-def read(paths: Sequence[str]) -> tuple[Manifest, ...]:
+def read(paths: Sequence[str], limit: int = MAX_BYTES) -> tuple[Manifest, ...]:
     """In the order given; a directory's files by name. `-` is standard input."""
-    return tuple(manifest for path in paths for manifest in _read_one(path))
+    return tuple(manifest for path in paths for manifest in _read_one(path, limit))
 
 
-def _read_one(path: str) -> Iterator[Manifest]:
+def _read_one(path: str, limit: int) -> Iterator[Manifest]:
     if path == "-":
-        yield Manifest("stdin", sys.stdin.buffer.read())
+        yield _whole("stdin", sys.stdin.buffer, limit)
         return
     where = Path(path)
     files = [where]
@@ -47,15 +54,28 @@ def _read_one(path: str) -> Iterator[Manifest]:
             raise Invalid(f"directory {path} holds no manifest ({', '.join(SUFFIXES)})")
     for file in files:
         try:
-            yield Manifest(str(file), file.read_bytes())
+            with file.open("rb") as opened:
+                yield _whole(str(file), opened, limit)
         except OSError as error:
             raise Invalid(f"cannot read {file}: {error.strerror}") from error
+
+
+def _whole(source: str, stream: IO[bytes], limit: int) -> Manifest:
+    text = stream.read(limit + 1)
+    if len(text) > limit:
+        raise Invalid(
+            f"{source} is larger than the {limit >> 20} MiB taken at once; "
+            "split it: -f takes many files, and directories"
+        )
+    return Manifest(source, text)
 
 
 def kind_named(text: str) -> str:
     kind = KINDS.get(text.lower())
     if kind is None:
-        raise Invalid(f"policy kind {text!r} is unknown; known: cnp, ccnp, np and their full names")
+        raise Invalid(
+            f"policy kind {text!r} is unknown; known: cnp, ccnp, np, clusternp and their full names"
+        )
     return kind
 
 

@@ -25,7 +25,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.cli import client, preflight
 from services.cli.layout import (
     ETCD_CLIENT_PORT,
-    ETCD_PEER_PORT,
     MODULES,
     PROCESSES,
     Layout,
@@ -57,7 +56,7 @@ class Plan:
     layout: Layout = field(default_factory=Layout)
     user: Table = field(default_factory=dict)
     etcd_endpoints: tuple[str, ...] = ()
-    etcd_ports: tuple[int, int] = (ETCD_CLIENT_PORT, ETCD_PEER_PORT)
+    etcd_ports: tuple[int, int] = (ETCD_CLIENT_PORT, ETCD_CLIENT_PORT + 1)
     verbose: bool = False
     clean_up: bool = False
 

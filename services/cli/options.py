@@ -14,19 +14,20 @@ DEFAULT_AGENT_SOCKET = "/run/tessera/agent.sock"
 
 Server = Annotated[
     str,
-    typer.Option("--server", envvar="TESSERA_SERVER", help="apid's address.", metavar="URL"),
+    typer.Option("--server", envvar="TESSERA_SERVER", help="Address of apid.", metavar="URL"),
 ]
 AgentSocket = Annotated[
     str,
     typer.Option(
         "--agent-socket",
         envvar="TESSERA_AGENT_SOCKET",
-        help="The node agent's socket.",
+        help="Socket of the node's agent.",
         metavar="PATH",
     ),
 ]
 Output = Annotated[
-    Format, typer.Option("-o", "--output", help="table for people, json for programs.")
+    Format,
+    typer.Option("-o", "--output", help="For people, or for programs.", metavar="table|json"),
 ]
 Namespace = Annotated[
     str,
@@ -36,3 +37,8 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", help="TOML configuration file.", metavar="FILE"),
 ]
+
+
+def examples(*commands: str) -> str:
+    """The end of a help text. The control character keeps the lines from being joined."""
+    return "\n".join(("\b", "For example:", *(f"  {command}" for command in commands)))

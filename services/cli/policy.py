@@ -15,28 +15,27 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.cli import evaluate
-from services.cli.options import DEFAULT_SERVER, Namespace, Output, Server
+from services.cli.options import DEFAULT_SERVER, Namespace, Output, Server, examples
 from services.cli.output import Format, note, say, write_json, write_table
 
 if TYPE_CHECKING:
     from services.cli.apply import Outcome
 
 app = typer.Typer(no_args_is_help=True, help="Network policies.")
-app.command("eval")(evaluate.eval_cases)
-app.command()(evaluate.explain)
-app.command()(evaluate.matrix)
-app.command()(evaluate.diff)
-app.command()(evaluate.lint)
 
 Wait = Annotated[bool, typer.Option("--wait", help="Until every node has realised it.")]
-Timeout = Annotated[str, typer.Option(help="For --wait: 30s, 2m.")]
+Timeout = Annotated[str, typer.Option(help="For --wait: 30s, 2m.", metavar="TIME")]
 Files = Annotated[
     list[str],
     typer.Option("-f", "--file", help="File, directory or - ; repeatable.", metavar="PATH"),
 ]
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "tessera policy apply --wait -f policies/", "tessera policy apply --dry-run -f - <db.yaml"
+    )
+)
 def apply(
     file: Files,
     *,
@@ -44,11 +43,11 @@ def apply(
     wait: Wait = False,
     timeout: Timeout = "30s",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge, store nothing.")] = False,
-    author: Annotated[str, typer.Option(help="Recorded with the change.")] = "",
+    author: Annotated[str, typer.Option(help="Recorded with the change.", metavar="NAME")] = "",
     server: Server = DEFAULT_SERVER,
     output: Output = Format.TABLE,
 ) -> None:
-    """Apply policies."""
+    """Apply policies: all of them, or none if one is refused."""
     from services.cli import client, manifests
     from services.cli.apply import Request, apply_all
     from services.runtime import tracing
@@ -69,12 +68,16 @@ def apply(
 
 
 def _tell(outcome: Outcome, *, dry_run: bool) -> None:
-    for problem in outcome.problems:
-        note(str(problem))
-    for policy in outcome.policies:
+    lines = [str(problem) for problem in outcome.problems]
+    if outcome.refused and len(lines) == 1:
+        lines[0] += "; nothing was applied"
+    for line in lines:
+        note(line)
+    # A refused trial lists what its other files would have done; none of it was done.
+    for policy in () if outcome.refused else outcome.policies:
         state = f"  ({policy.state})" if policy.state not in ("", "enforced") else ""
         say(f"{policy} {policy.action}{' (dry run)' if dry_run else ''}{state}")
-    if outcome.refused:
+    if outcome.refused and len(lines) > 1:
         note("tessera: nothing was applied; correct the lines above")
     elif outcome.realised is None and outcome.revision:
         say(f"stored at revision {outcome.revision}; add --wait to wait for the nodes")
@@ -82,11 +85,13 @@ def _tell(outcome: Outcome, *, dry_run: bool) -> None:
         (say if outcome.realised.done else note)(outcome.realised_line())
 
 
-@app.command()
+@app.command(epilog=examples("tessera policy get", "tessera policy get cnp db -n shop >db.yaml"))
 def get(
-    kind: Annotated[str, typer.Argument(help="cnp, ccnp or np.")] = "",
-    name: Annotated[str, typer.Argument()] = "",
-    namespace: Annotated[str, typer.Option("-n", "--namespace", metavar="NAME")] = "",
+    kind: Annotated[str, typer.Argument(help="cnp, ccnp or np.", metavar="[KIND]")] = "",
+    name: Annotated[str, typer.Argument(metavar="[NAME]")] = "",
+    namespace: Annotated[
+        str, typer.Option("-n", "--namespace", help="Only of this one.", metavar="NAME")
+    ] = "",
     server: Server = DEFAULT_SERVER,
     output: Output = Format.TABLE,
 ) -> None:
@@ -110,10 +115,12 @@ def get(
         write_table(head, [one.row() for one in found], "no policy; every direction is open")
 
 
-@app.command()
+@app.command(
+    epilog=examples("tessera policy delete cnp db -n shop", "tessera policy delete -f policies/")
+)
 def delete(
-    kind: Annotated[str, typer.Argument(help="cnp, ccnp or np.")] = "",
-    name: Annotated[str, typer.Argument()] = "",
+    kind: Annotated[str, typer.Argument(help="cnp, ccnp or np.", metavar="[KIND]")] = "",
+    name: Annotated[str, typer.Argument(metavar="[NAME]")] = "",
     file: Annotated[
         list[str] | None,
         typer.Option("-f", "--file", help="Delete what these name; repeatable.", metavar="PATH"),
@@ -153,7 +160,7 @@ def delete(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog=examples("tessera policy validate -f policies/"))
 def validate(file: Files, namespace: Namespace = "default", output: Output = Format.TABLE) -> None:
     """Check manifests without a server."""
     from services.cli import manifests
@@ -197,3 +204,8 @@ def validate(file: Files, namespace: Namespace = "default", output: Output = For
             say(f"{policy.ref} is valid{state}")
     if refused:
         raise typer.Exit(1)
+
+
+app.command("eval", epilog=evaluate.EXAMPLES[evaluate.eval_cases])(evaluate.eval_cases)
+for _offline in (evaluate.explain, evaluate.matrix, evaluate.diff, evaluate.lint):
+    app.command(epilog=evaluate.EXAMPLES[_offline])(_offline)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import typer
@@ -15,7 +15,7 @@ from services.cli.options import (
     Output,
     Server,
 )
-from services.cli.output import Format, note, say, write_json
+from services.cli.output import Format, note, say, write_json, write_table
 from services.runtime.errors import TesseraError
 
 if TYPE_CHECKING:
@@ -27,7 +27,10 @@ def status(
     agent_socket: AgentSocket = DEFAULT_AGENT_SOCKET,
     output: Output = Format.TABLE,
 ) -> None:
-    """Show the health of the control plane and of this node; exit 1 when one does not answer."""
+    """Show how the control plane and this node are.
+
+    Exits with 1 when a service or the agent does not answer.
+    """
     from services.cli import client
 
     report, failures = {}, []
@@ -35,14 +38,12 @@ def status(
     for part, door in doors.items():
         report[part], failure = _ask(door)
         failures += [failure] if failure else []
+    failures += ailing(report["control_plane"])
     if output is Format.JSON:
         write_json(json.dumps(report).encode())
     else:
         for part, answer in report.items():
-            if answer is not None:
-                say(part.replace("_", " "))
-                for line in lines(answer):
-                    say(f"  {line}")
+            _tell(part.replace("_", " "), answer)
     for failure in failures:
         note(f"tessera: {failure}")
     if failures:
@@ -57,14 +58,50 @@ def _ask(door: Client) -> tuple[object, str]:
         return None, str(error)
 
 
-def lines(value: object, path: str = "") -> Iterator[str]:
-    """A JSON value as `path  text`, one leaf a line; a list of plain values is one leaf."""
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from lines(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list) and any(isinstance(one, dict) for one in value):
-        for at, inner in enumerate(value):
-            yield from lines(inner, f"{path}[{at}]")
-    else:
-        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        yield f"{path:<28} {text or '-'}"
+def ailing(control_plane: object) -> Iterator[str]:
+    """A line for each service that apid cannot speak to."""
+    services = control_plane.get("services") if isinstance(control_plane, dict) else None
+    for name, state in services.items() if isinstance(services, dict) else ():
+        if state != "ok":
+            yield f"{name} is not well: {state}"
+
+
+def _tell(part: str, answer: object) -> None:
+    """Plain values in one table, each list of objects in one of its own."""
+    if not isinstance(answer, dict):
+        return
+    lists = {key: value for key, value in answer.items() if _is_table(value)}
+    plain = {key: value for key, value in answer.items() if key not in lists}
+    write_table((part.upper(), ""), list(lines(plain)), "")
+    for key, rows in lists.items():
+        say("")
+        head = tuple(rows[0])
+        cells = [tuple(_text(row.get(name)) for name in head) for row in rows]
+        write_table(tuple(name.upper() for name in (key.removesuffix("s"), *head[1:])), cells, "")
+    say("")
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def lines(value: Mapping[str, object], path: str = "") -> Iterator[tuple[str, str]]:
+    """A JSON object as (dotted path, text), one leaf each; a list is one leaf."""
+    for key, inner in value.items():
+        where = f"{path}.{key}" if path else str(key)
+        if isinstance(inner, dict) and inner:
+            yield from lines(inner, where)
+        else:
+            yield where, _text(inner)
+
+
+def _text(value: object) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case list():
+            return ", ".join(map(str, value)) or "-"
+        case None | "" | {}:
+            return "-"
+        case _:
+            return str(value)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from services.cli.layout import ETCD_CLIENT_PORT
 from services.cli.options import ConfigFile
 from services.cli.output import say
 
@@ -27,6 +28,15 @@ def up(
     etcd_endpoints: Annotated[
         str, typer.Option(help="Use a running etcd: host:port[,host:port].", metavar="LIST")
     ] = "",
+    etcd_port: Annotated[
+        int,
+        typer.Option(
+            help="Of its own etcd, whose peers get the next one; 0: any free ones.",
+            min=0,
+            max=65534,
+            metavar="N",
+        ),
+    ] = ETCD_CLIENT_PORT,
     cleanup: Annotated[
         bool, typer.Option("--cleanup", help="When stopping, remove endpoints and pinned programs.")
     ] = False,
@@ -37,7 +47,7 @@ def up(
         bool, typer.Option("-v", "--verbose", help="Children log to stderr, not to files.")
     ] = False,
 ) -> None:
-    """Run a whole node on this machine."""
+    """Run a whole node on this machine, until Ctrl-C."""
     from services.cli import layout
     from services.cli.foreground import run_node, until_signal
     from services.cli.node import Plan
@@ -50,6 +60,7 @@ def up(
         layout=layout.layout_of(user, state_dir=state_dir, run_dir=run_dir),
         user=user,
         etcd_endpoints=endpoints or layout.configured_etcd(user),
+        etcd_ports=(etcd_port, etcd_port and etcd_port + 1),
         verbose=verbose,
         clean_up=cleanup,
     )

@@ -29,7 +29,7 @@ class Identity(Struct, frozen=True):
     scope: str = ""
 
     def row(self) -> tuple[str, ...]:
-        return (str(self.id), self.scope, ",".join(self.labels), ",".join(self.nodes) or "-")
+        return (str(self.id), self.scope, ",".join(self.nodes) or "-", ",".join(self.labels))
 
 
 class Identities(Struct, frozen=True):

@@ -75,7 +75,7 @@ def test_identities_are_a_table_and_the_same_body_as_json():
     with http_door({("GET", "/v1/identities"): (200, encoded(body))}) as door:
         table = tessera("identity", "list", "-l", "app=a", "--server", door.address)
         text = tessera("identity", "list", "-o", "json", "--server", door.address)
-    assert table.stdout.decode().splitlines()[1].split() == ["300", "k8s:app=a", "n1"]
+    assert table.stdout.decode().splitlines()[1].split() == ["300", "n1", "k8s:app=a"]
     assert door.asked[0].query == {"labels": "app=a"}
     assert json.loads(text.stdout) == body
 
@@ -174,7 +174,8 @@ def test_one_refused_file_leaves_none_applied(tmp_path):
     with http_door({("POST", "/v1/policies"): [good, bad]}) as door:
         done = tessera("policy", "apply", "-f", tmp_path, "--server", door.address)
     assert done.returncode == 1
-    assert done.stderr.startswith(b"b.yaml:4:7: bad\n")
+    assert done.stderr == b"b.yaml:4:7: bad; nothing was applied\n"
+    assert done.stdout == b""
     assert all(asked.query["dry_run"] == "1" for asked in door.asked)
 
 

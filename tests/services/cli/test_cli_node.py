@@ -83,7 +83,7 @@ def node(tmp_path):
         "TESSERA_AGENT_SOCKET": str(tmp_path / "run" / "agent.sock"),
     }
     up = subprocess.Popen(
-        [*TESSERA, "up", "--cleanup", "--config", tmp_path / "tessera.toml",
+        [*TESSERA, "up", "--cleanup", "--etcd-port", "0", "--config", tmp_path / "tessera.toml",
          "--state-dir", tmp_path / "state", "--run-dir", tmp_path / "run"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ,
     )  # fmt: skip
