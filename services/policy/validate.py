@@ -28,9 +28,11 @@ class Warned:
 
 
 def warnings(policy: Policy) -> Iterator[Warned]:
+    """That names will not resolve is said once for a policy, of its first rule."""
+    dns_said = False
     for number, rule in enumerate(policy.rules):
         for clause in rule.clauses:
-            if clause.grants_nothing:
+            if clause.grants_nothing and not _spells_default_deny(rule, clause):
                 yield Warned(number, clause, _nothing(clause))
             if clause.proxied and _stance(rule, clause) is Stance.DEFAULT_ALLOW:
                 yield Warned(
@@ -39,13 +41,21 @@ def warnings(policy: Policy) -> Iterator[Warned]:
                     "L7 rules refuse nothing while enableDefaultDeny is off for their direction:"
                     " every request is allowed; turn it on or remove the rules",
                 )
-        if _forgets_dns(policy, rule):
+        if not dns_said and _forgets_dns(policy, rule):
+            dns_said = True
             yield Warned(
                 number,
                 None,
                 "egress is restricted and port 53 is not allowed by this policy, so names may not"
                 " resolve; allow UDP and TCP port 53 to the resolver unless another policy does",
             )
+
+
+def _spells_default_deny(rule: Rule, clause: PolicyClause) -> bool:
+    """`ingress: [{}]`, alone in its list, is how Cilium's policies close a direction."""
+    beside = [c for c in rule.clauses if c.list_name == clause.list_name]
+    empty = clause.peers == () and clause.ports is None
+    return empty and clause.action is Action.ALLOW and len(beside) == 1
 
 
 def _stance(rule: Rule, clause: PolicyClause) -> Stance:

@@ -520,8 +520,13 @@ def warnings_of(spec):
 
 
 def test_a_clause_that_grants_nothing_is_warned_about():
-    (message,) = warnings_of(clause("ingress: [{fromEndpoints: []}]"))
+    (message,) = warnings_of(clause("ingress: [{fromEndpoints: []}, {fromEntities: [host]}]"))
     assert "allows nothing" in message
+
+
+@pytest.mark.parametrize("side", ["ingress", "egress"])
+def test_an_empty_clause_alone_closes_its_direction_and_is_no_mistake(side):
+    assert warnings_of(clause(f"{side}: [{{}}]")) == []
 
 
 def test_egress_without_dns_is_warned_about():
@@ -530,6 +535,9 @@ def test_egress_without_dns_is_warned_about():
     )
     assert "port 53" in message
     assert not warnings_of(clause("egress: [{toEndpoints: [{}]}]"))
+    https = "egress: [{toEntities: [world], toPorts: [{ports: [{port: '443'}]}]}]"
+    twice = f"{HEAD}specs: [{clause(https)}, {clause(https)}]\n"
+    assert len(read(twice).problems) == 1
     assert not warnings_of(clause("egress: [{toPorts: [{ports: [{port: '53', protocol: UDP}]}]}]"))
 
 
