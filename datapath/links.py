@@ -33,6 +33,7 @@ from services.runtime.errors import Conflict, Invalid, NotFound, Unusable
 
 __all__ = [
     "GATEWAY",
+    "INTERFACE_NAME",
     "VethInfo",
     "create_veth",
     "delete_veth",
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 GATEWAY: Final = IPv4Address("169.254.1.1")
-_NAME: Final = re.compile(r"[^\s/:]{1,15}")
+INTERFACE_NAME: Final = re.compile(r"[^\s/:]{1,15}")
 
 _NUD_PERMANENT: Final = 0x80
 _SCOPE_HOST: Final = 254
@@ -100,7 +101,7 @@ def create_veth(
     NotFound: no such namespace. Conflict: a name is taken. Nothing is left behind on failure.
     """
     for name in (inner_name, outer_name):
-        if not _NAME.fullmatch(name) or name in (".", ".."):
+        if not INTERFACE_NAME.fullmatch(name) or name in (".", ".."):
             raise Invalid(f"{name!r} is no interface name: 1 to 15 characters, no space, / or :")
     target = open_netns(netns)
     try:

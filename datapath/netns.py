@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
-from services.runtime.errors import NotFound
+from services.runtime.errors import Invalid, NotFound
 
 _NETNS_DIR: Final = Path("/run/netns")
 _CLONE_NEWNET: Final = 0x40000000
+_NS_GET_NSTYPE: Final = 0xB703  # ioctl_ns(2)
 
 _T = TypeVar("_T")
 
@@ -34,7 +36,33 @@ def open_netns(netns: str) -> int:
 
 
 def netns_exists(netns: str) -> bool:
-    return netns_path(netns).exists()
+    """False when there is nothing there. Invalid: what is there cannot be an endpoint's."""
+    path = netns_path(netns)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise Invalid(f"network namespace {path} cannot be opened: {error.strerror}") from None
+    try:
+        _refuse_other(path, fd)
+    finally:
+        os.close(fd)
+    return True
+
+
+def _refuse_other(path: Path, fd: int) -> None:
+    try:
+        kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
+    except OSError:  # ENOTTY: no namespace at all
+        kind = 0
+    if kind != _CLONE_NEWNET:
+        raise Invalid(
+            f"{path} is no network namespace: make one with `ip netns add NAME`, or give the "
+            "path of one, such as /proc/PID/ns/net"
+        )
+    if os.path.samestat(os.fstat(fd), os.stat("/proc/self/ns/net")):
+        raise Invalid(f"{path} is the host's own network namespace; an endpoint needs its own")
 
 
 def run_in(netns_fd: int, work: Callable[[], _T]) -> _T:

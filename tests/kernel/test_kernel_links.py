@@ -84,7 +84,21 @@ def test_a_missing_namespace_is_named(host: Namespace) -> None:
         create(host, "nowhere")
     assert not links.netns_exists("nowhere")
     assert links.netns_exists(host.name)
-    assert links.netns_exists("/proc/self/ns/net")
+    assert links.netns_exists(f"/run/netns/{host.name}")
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/etc/passwd", "is no network namespace"),
+        ("/tmp", "is no network namespace"),
+        ("/proc/self/ns/uts", "is no network namespace"),
+        ("/proc/self/ns/net", "the host's own"),
+    ],
+)
+def test_what_cannot_be_an_endpoints_namespace_is_refused(path: str, words: str) -> None:
+    with pytest.raises(Invalid, match=words):
+        links.netns_exists(path)
 
 
 def test_the_nodes_addresses_begin_with_the_default_routes(host: Namespace) -> None:
