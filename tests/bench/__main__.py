@@ -12,6 +12,7 @@ from tests.bench import (
     bench_endpoint,
     bench_identity,
     bench_policy_lookup,
+    bench_resolve,
     bench_rule,
     figures,
 )
@@ -22,12 +23,14 @@ FULL = {
     "agent_start": bench_agent_start.main,
     "endpoint": bench_endpoint.main,
     "policy_lookup": bench_policy_lookup.main,
+    "resolve": bench_resolve.main,
 }
 QUICK = {
     "rule": lambda: bench_rule.main(5),
     "identity": lambda: bench_identity.main(5, ((100, 2),)),
     "agent_start": lambda: bench_agent_start.main(2),
     "endpoint": lambda: bench_endpoint.main(3),
+    "resolve": lambda: bench_resolve.main(2, ((100, 1_000),), 1, 100),
 }
 
 
