@@ -84,9 +84,9 @@ class Postings:
         for requirement in selector.requirements:
             found = self._holders(requirement)
             if requirement.operator not in POSITIVE:
-                refused.append(found)
-            elif found:
-                demanded.append(found)
+                refused.append(BitMap.intersection(*found))
+            elif all(found):
+                demanded += found
             else:
                 return BitMap()
         demanded.sort(key=len)
@@ -102,21 +102,24 @@ class Postings:
         held = self._by_key.get(key) if value is None else self._by_value.get((key, value))
         return 0 if held is None else len(held)
 
-    def _holders(self, requirement: Requirement) -> BitMap:
-        """The identities with the key and, if values are named, one of them. Not to be changed."""
+    def _holders(self, requirement: Requirement) -> tuple[BitMap, ...]:
+        """Who is in all of these has the key and, if values are named, one of them.
+
+        Not to be changed.
+        """
         key, source, values = requirement.key, requirement.source, requirement.values
         if requirement.operator in (Operator.EXISTS, Operator.DOES_NOT_EXIST):
             if source == ANY:
-                return self._by_key.get(key, _NOBODY)
-            return self._by_sourced_key.get((source, key), _NOBODY)
+                return (self._by_key.get(key, _NOBODY),)
+            return (self._by_sourced_key.get((source, key), _NOBODY),)
         if len(values) == 1:
             found = self._by_value.get((key, values[0]), _NOBODY)
         else:
             held = (self._by_value.get((key, value)) for value in values)
             found = BitMap.union(_NOBODY, *(bitmap for bitmap in held if bitmap is not None))
         if source == ANY or not found:
-            return found
-        return found & self._by_sourced_key.get((source, key), _NOBODY)
+            return (found,)
+        return found, self._by_sourced_key.get((source, key), _NOBODY)
 
 
 _NOBODY: Final = BitMap()
@@ -246,7 +249,8 @@ class SelectorIndex:
         if entry is not None:
             entry.users += 1
             return entry.members
-        entry = _Entry(selector, self._postings.evaluate(selector))
+        # An intersection keeps room for what it started from, kilobytes each; its copy does not.
+        entry = _Entry(selector, self._postings.evaluate(selector).copy())
         self._entries[selector] = entry
         self._file(entry)
         return entry.members

@@ -266,7 +266,7 @@ class Resolver:
             self._leave(number)
         self._groups.selectors_changed({}, self._index.remove_identities(leaving))
         self._no_endpoints.difference_update(BitMap(leaving))
-        self._forget_locals(leaving)
+        self._forget_locals(BitMap(leaving))
         return _Recorder().changes(self._groups)
 
     def place(self, identity: NumericIdentity, prefix: str, labels: Labels) -> Changes:
@@ -315,9 +315,14 @@ class Resolver:
             self._addresses.discard(held, number)
             self._groups.address_removed(held, number)
 
-    def _forget_locals(self, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            self._locals.pop(NumericIdentity(number), None)
+    def _forget_locals(self, numbers: BitMap) -> None:
+        # Few were asked for, where a policy may select everybody.
+        if len(self._locals) < len(numbers):
+            stale = [number for number in self._locals if number in numbers]
+        else:
+            stale = [NumericIdentity(number) for number in numbers]
+        for number in stale:
+            self._locals.pop(number, None)
 
     # -------------------------------------------------------------- what follows
 

@@ -91,6 +91,34 @@ def accept_rule(rule: Mapping[str, Any], features: Features = Features.ALL) -> R
     return read
 
 
+def every_icmp_type(node: Any) -> Any:
+    """With each IPv4 ICMP type 0 replaced by all types, which is how 1.17 reads it."""
+    if isinstance(node, list):
+        return [every_icmp_type(each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    widened = {key: every_icmp_type(value) for key, value in node.items()}
+    if isinstance(lists := node.get("icmps"), list):
+        widened["icmps"] = [wide for each in lists for wide in _wide(each)]
+    return widened
+
+
+def _wide(entry: Any) -> list[Any]:
+    fields = entry.get("fields", [])
+    if not any(map(_is_type_0, fields)):
+        return [entry]
+    rest = [one for one in fields if not _is_type_0(one)]
+    every = [{"type": number} for number in range(256)]
+    # A list holds 40 at most.
+    return [{"fields": part} for n in range(0, 256, 40) if (part := every[n : n + 40])] + (
+        [{"fields": rest}] if rest else []
+    )
+
+
+def _is_type_0(one: Any) -> bool:
+    return one.get("family", "IPv4") == "IPv4" and one.get("type") in (0, "0", "EchoReply")
+
+
 @dataclass
 class World:
     """A resolver filled from a case."""
