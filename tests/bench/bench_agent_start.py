@@ -35,6 +35,7 @@ def restarted(node: BenchNode) -> float:
     stack.start_process("agent")
 
     def answers() -> bool:
+        assert stack.processes["agent"].poll() is None, stack.log("agent")
         try:
             door = Door(socket)
         except (FileNotFoundError, ConnectionRefusedError):
