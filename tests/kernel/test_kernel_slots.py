@@ -27,6 +27,7 @@ pytestmark = pytest.mark.kernel
 EGRESS, ICMP = 2, 1
 CHANGES = 1000
 SLOTS = 100
+ROUNDS = 50
 
 SLOWLY = "	for (int i = 0; i < 300; i++)\n		bpf_ktime_get_ns();\n"  # some 15 us
 LOOKS = "#define LOOKS 8"
@@ -119,10 +120,9 @@ def test_no_packet_is_lost_to_rows_swept_at_once(
 
 @RACES
 def test_without_a_second_look_some_are(tmp_path: Path, before: str, change: Change) -> None:
-    """That the test above meets the race at all."""
+    """That the test above meets the race at all; how soon is the scheduler's to say."""
     with slow_node(tmp_path, before, ONE_LOOK) as node:
-        assert judged_during(node, change)
-        assert lost(node)
+        assert any(judged_during(node, change) and lost(node) for _ in range(ROUNDS))
 
 
 def test_connections_survive_policies_that_change_under_them(
