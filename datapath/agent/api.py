@@ -248,9 +248,9 @@ def only_agent(run_dir: Path) -> Iterator[None]:
     """Holds the node's lock. Raises `Unusable` while another agent has it."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
+        lock = os.open(run_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     except OSError as error:
-        raise Unusable(f"cannot make [agent] run_dir {run_dir}: {error.strerror}") from None
-    lock = os.open(run_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        raise Unusable(f"cannot use [agent] run_dir {run_dir}: {error.strerror}") from None
     try:
         try:
             flock(lock, LOCK_EX | LOCK_NB)

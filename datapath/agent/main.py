@@ -20,7 +20,7 @@ import random
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 async def agent(config: AgentConfig) -> None:
     clock = SystemClock()
+    if os.geteuid() != 0:
+        raise Unusable("the agent needs root (CAP_BPF, CAP_NET_ADMIN): run it as root")
     with api.only_agent(Path(config.run_dir)):
         # In a thread: it blocks, and netlink brings a loop of its own.
         restored = await asyncio.to_thread(restore, config)
@@ -91,24 +93,19 @@ async def agent(config: AgentConfig) -> None:
 def restore(config: AgentConfig) -> Restored:
     """Checks the machine, reads the checkpoint, loads programs and maps. Raises `Unusable` in one
     line that says what to do."""
-    if os.geteuid() != 0:
-        raise Unusable("the agent needs root (CAP_BPF, CAP_NET_ADMIN): run it as root")
     state_dir = Path(config.state_dir)
     try:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise Unusable(f"cannot make [agent] state_dir {state_dir}: {error.strerror}") from None
-    attach = ATTACH.get(config.attach)
-    if attach is None:
-        raise Unusable(f"[agent] attach is {config.attach!r}: choose auto, tcx or clsact")
-    sizes = Sizes(policy_peer_max=config.policy_peer_max, events_bytes=config.events_bytes)
+    sizes = Sizes(**{one.name: getattr(config, one.name) for one in fields(Sizes)})
     view = checkpoint.load_view(state_dir) or View()
     journal = checkpoint.load_journal(state_dir)
     loaded = Datapath.open(
         Path(config.bpf_object) if config.bpf_object else OBJECT,
         Path(config.bpf_dir),
         sizes,
-        attach=attach,
+        attach=ATTACH[config.attach],
         log_dir=state_dir,
     )
     links.ensure_forwarding()
