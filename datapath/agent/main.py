@@ -35,7 +35,8 @@ from datapath.agent.addressing import Addressing
 from datapath.agent.checkpoint import Journal
 from datapath.agent.endpoints import Endpoints
 from datapath.agent.enforcement import Enforcement
-from datapath.agent.events import EventLog, Explainer
+from datapath.agent.events import EventLog
+from datapath.agent.explain import Explainer
 from datapath.agent.keeper import Keeper
 from datapath.agent.machine import NodeMachine
 from datapath.agent.record import EndpointRecord, State
@@ -134,6 +135,13 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
         to_ipamd = await stack.enter_async_context(channel(config.ipamd))
         to_policyd = await stack.enter_async_context(channel(config.policyd))
 
+        events = EventLog(
+            loaded.ring,
+            loaded.tables.metrics,
+            Explainer(view, lambda: endpoints.records),
+            clock,
+            node=node,
+        )
         session = Session(
             IdentityServiceStub(to_identityd),
             node=node,
@@ -157,6 +165,7 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             enforcement=enforcement,
             clock=clock,
             jitter=jitter,
+            before=events.about_to_change,
             on_realised=lambda _: keeper.view_changed(),
         )
         endpoints = Endpoints(
@@ -167,12 +176,11 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             rows=enforcement,
             machine=NodeMachine(loaded),
             save=keeper.save,
+            before_forgetting=events.about_to_change,
             clock=clock,
             next_id=journal.next_id,
             records=journal.endpoints,
         )
-        events = EventLog(loaded.ring, loaded.tables.metrics, clock)
-        explainer = Explainer(view, lambda: endpoints.records, node)
         status = Status(
             node=node,
             node_ip=node_ip,
@@ -186,7 +194,7 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
         )
         status.observe()
 
-        door = api.Api(endpoints, events, explainer, status.report).application()
+        door = api.Api(endpoints, events, status.report).application()
         await stack.enter_async_context(serve_metrics(config.metrics_listen, status.checks))
         await stack.enter_async_context(api.serve(door, Path(config.run_dir) / api.SOCKET_NAME))
         log.info(

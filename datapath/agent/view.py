@@ -122,7 +122,8 @@ RETIRED_RULES = 4096
 
 
 class View:
-    """Mutable holder of the newest state; `apply` is its only writer."""
+    """Mutable holder of the newest state; `apply` is its only writer. `generation`: how often it
+    has been called."""
 
     def __init__(
         self,
@@ -139,6 +140,7 @@ class View:
         self._rules = _Table[RuleId, RuleSource](rules or {})
         self._addresses = _Table[str, Address](addresses or {})
         self._retired: dict[RuleId, RuleSource] = {}
+        self.generation = 0
 
     @property
     def locals(self) -> Mapping[NumericIdentity, LocalPolicy]:
@@ -163,6 +165,7 @@ class View:
 
     def apply(self, batch: Sequence[Update]) -> ViewChange:
         """`batch`: the messages up to and including the first without `more`."""
+        self.generation += 1
         tables = (self._locals, self._groups, self._rules, self._addresses)
         for table in tables:
             table.begin()
