@@ -162,7 +162,6 @@ class Node:
             rows=self.enforcement,
             machine=self.machine,
             save=self._save,
-            before_forgetting=lambda: None,
             clock=SystemClock(),
             records=records,
         )
