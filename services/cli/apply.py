@@ -10,7 +10,6 @@ import msgspec
 from services.cli import views
 from services.cli.client import Client, Reply, failure, segment
 from services.cli.manifests import CLUSTER_SCOPED, Manifest
-from services.runtime.errors import Retry
 
 # Storing and resolving ten thousand policies in one request stays under it.
 APPLY_DEADLINE_S = 60.0
@@ -125,7 +124,7 @@ def _send(door: Client, request: Request, headers: Mapping[str, str], *, dry_run
             headers,
             APPLY_DEADLINE_S,
         )
-        applied = _answer(reply, dry_run=dry_run)
+        applied = _answer(reply)
         revision = max(revision, applied.revision)
         policies += applied.policies
         problems += applied.problems
@@ -135,13 +134,9 @@ def _send(door: Client, request: Request, headers: Mapping[str, str], *, dry_run
     return Outcome(revision, tuple(policies), tuple(problems), refused)
 
 
-def _answer(reply: Reply, *, dry_run: bool) -> views.Applied:
+def _answer(reply: Reply) -> views.Applied:
     if not reply.ok and reply.status != _UNPROCESSABLE:
-        error = failure(reply)
-        if isinstance(error, Retry) and not dry_run:
-            # A write that was not confirmed in time may have been done none the less.
-            raise Retry(f"{error} (to be sure of what is stored, apply it again)")
-        raise error
+        raise failure(reply)
     applied = views.decode(reply.body, views.Applied)
     if not reply.ok and not applied.problems:
         raise failure(reply)
