@@ -10,6 +10,7 @@ import msgspec
 from services.cli import views
 from services.cli.client import Client, Reply, failure, segment
 from services.cli.manifests import CLUSTER_SCOPED, Manifest
+from services.runtime.errors import Retry
 
 # Storing and resolving ten thousand policies in one request stays under it.
 APPLY_DEADLINE_S = 60.0
@@ -124,7 +125,7 @@ def _send(door: Client, request: Request, headers: Mapping[str, str], *, dry_run
             headers,
             APPLY_DEADLINE_S,
         )
-        applied = _answer(reply)
+        applied = _answer(reply, dry_run=dry_run)
         revision = max(revision, applied.revision)
         policies += applied.policies
         problems += applied.problems
@@ -134,9 +135,13 @@ def _send(door: Client, request: Request, headers: Mapping[str, str], *, dry_run
     return Outcome(revision, tuple(policies), tuple(problems), refused)
 
 
-def _answer(reply: Reply) -> views.Applied:
+def _answer(reply: Reply, *, dry_run: bool) -> views.Applied:
     if not reply.ok and reply.status != _UNPROCESSABLE:
-        raise failure(reply)
+        error = failure(reply)
+        if isinstance(error, Retry) and not dry_run:
+            # A write that was not confirmed in time may have been done none the less.
+            raise Retry(f"{error} (to be sure of what is stored, apply it again)")
+        raise error
     applied = views.decode(reply.body, views.Applied)
     if not reply.ok and not applied.problems:
         raise failure(reply)

@@ -96,7 +96,7 @@ class Stack:
 
     # -------------------------------------------------------------- processes
 
-    def start_etcd(self) -> None:
+    def start_etcd(self, extra: Mapping[str, str] | None = None) -> None:
         client_url = f"http://127.0.0.1:{self.etcd_port}"
         peer_url = f"http://127.0.0.1:{self._peer_port}"
         options = {
@@ -107,6 +107,7 @@ class Stack:
             "listen-peer-urls": peer_url,
             "initial-advertise-peer-urls": peer_url,
             "initial-cluster": f"default={peer_url}",
+            **(extra or {}),
         }
         self._spawn("etcd", ["etcd", *(f"--{key}={value}" for key, value in options.items())])
 
