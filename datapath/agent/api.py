@@ -23,7 +23,7 @@ import msgspec
 from aiohttp import web
 
 from datapath.agent.endpoints import Endpoints, Wanted
-from datapath.agent.events import EventLog, Explainer, follow_flows, last_flows
+from datapath.agent.events import EventLog
 from datapath.agent.record import EndpointRecord, State
 from datapath.links import INTERFACE_NAME
 from identity.labels import K8S, NAMESPACE_KEY
@@ -141,12 +141,10 @@ class Api:
         self,
         endpoints: Endpoints,
         events: EventLog,
-        explainer: Explainer,
         status: Callable[[], object],
     ) -> None:
         self._endpoints = endpoints
         self._events = events
-        self._explainer = explainer
         self._status = status
 
     def application(self) -> web.Application:
@@ -193,12 +191,12 @@ class Api:
             raise Invalid(f"last={last!r} is not a number")
         chosen = parse_filter(query)
         count = None if last is None else int(last)
-        flows, following = last_flows(self._events, self._explainer, chosen, count)
+        flows, following = self._events.last_flows(chosen, count)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         await response.write(b"".join(map(encode_line, flows)))
         if follow:
-            async for new, missed in follow_flows(self._events, self._explainer, chosen, following):
+            async for new, missed in self._events.follow_flows(chosen, following):
                 if missed:
                     log.warning("events.reader_slow", count=missed)
                 if new:
@@ -248,9 +246,9 @@ def only_agent(run_dir: Path) -> Iterator[None]:
     """Holds the node's lock. Raises `Unusable` while another agent has it."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
+        lock = os.open(run_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     except OSError as error:
-        raise Unusable(f"cannot make [agent] run_dir {run_dir}: {error.strerror}") from None
-    lock = os.open(run_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        raise Unusable(f"cannot use [agent] run_dir {run_dir}: {error.strerror}") from None
     try:
         try:
             flock(lock, LOCK_EX | LOCK_NB)

@@ -36,6 +36,7 @@ from services.policy.clauses import (
     RuleId,
     RuleSource,
 )
+from services.runtime.errors import Exhausted
 from services.runtime.log import logger
 
 log = logger(__name__)
@@ -67,11 +68,20 @@ class Damaged(ValueError):
 
 
 def write(path: Path, payload: bytes) -> None:
-    """Blocks for two fsyncs."""
+    """Blocks for two fsyncs. Exhausted: no room; what was there before is there still."""
     header = _HEADER.pack(_MAGIC, _VERSION, zlib.crc32(payload), len(payload))
+    try:
+        _replace(path, header + payload)
+    except OSError as error:
+        raise Exhausted(
+            f"cannot write {path}: {error.strerror}; make room there or mend the disk"
+        ) from error
+
+
+def _replace(path: Path, data: bytes) -> None:
     aside = path.with_suffix(".tmp")
     with aside.open("wb") as file:
-        file.write(header + payload)
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)

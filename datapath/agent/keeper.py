@@ -14,6 +14,10 @@ from datapath.agent import checkpoint
 from datapath.agent.checkpoint import ENDPOINTS_FILE, VIEW_FILE, Journal
 from datapath.agent.view import View
 from services.runtime.clock import Clock
+from services.runtime.errors import Exhausted
+from services.runtime.log import logger
+
+log = logger(__name__)
 
 # The view can be large and changes often; what a restart lacks, the tables tell.
 VIEW_PAUSE_S = 2.0
@@ -54,6 +58,13 @@ class Keeper:
                 await self._clock.sleep(VIEW_PAUSE_S)
                 self._view_changed.clear()
                 packed = checkpoint.pack_view(self._view)
-                await asyncio.to_thread(checkpoint.write, self._folder / VIEW_FILE, packed)
+                try:
+                    await asyncio.to_thread(checkpoint.write, self._folder / VIEW_FILE, packed)
+                except Exhausted as error:
+                    # A full disk is no reason to stop judging; the next change tries again.
+                    log.warning("checkpoint.unwritten", error=str(error))
         finally:
-            checkpoint.write(self._folder / VIEW_FILE, checkpoint.pack_view(self._view))
+            try:
+                checkpoint.write(self._folder / VIEW_FILE, checkpoint.pack_view(self._view))
+            except Exhausted as error:
+                log.warning("checkpoint.unwritten", error=str(error))

@@ -20,7 +20,7 @@ import random
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
@@ -35,7 +35,8 @@ from datapath.agent.addressing import Addressing
 from datapath.agent.checkpoint import Journal
 from datapath.agent.endpoints import Endpoints
 from datapath.agent.enforcement import Enforcement
-from datapath.agent.events import EventLog, Explainer
+from datapath.agent.events import EventLog
+from datapath.agent.explain import Explainer
 from datapath.agent.keeper import Keeper
 from datapath.agent.machine import NodeMachine
 from datapath.agent.record import EndpointRecord, State
@@ -79,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 async def agent(config: AgentConfig) -> None:
     clock = SystemClock()
+    if os.geteuid() != 0:
+        raise Unusable("the agent needs root (CAP_BPF, CAP_NET_ADMIN): run it as root")
     with api.only_agent(Path(config.run_dir)):
         # In a thread: it blocks, and netlink brings a loop of its own.
         restored = await asyncio.to_thread(restore, config)
@@ -91,24 +94,19 @@ async def agent(config: AgentConfig) -> None:
 def restore(config: AgentConfig) -> Restored:
     """Checks the machine, reads the checkpoint, loads programs and maps. Raises `Unusable` in one
     line that says what to do."""
-    if os.geteuid() != 0:
-        raise Unusable("the agent needs root (CAP_BPF, CAP_NET_ADMIN): run it as root")
     state_dir = Path(config.state_dir)
     try:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise Unusable(f"cannot make [agent] state_dir {state_dir}: {error.strerror}") from None
-    attach = ATTACH.get(config.attach)
-    if attach is None:
-        raise Unusable(f"[agent] attach is {config.attach!r}: choose auto, tcx or clsact")
-    sizes = Sizes(policy_peer_max=config.policy_peer_max, events_bytes=config.events_bytes)
+    sizes = Sizes(**{one.name: getattr(config, one.name) for one in fields(Sizes)})
     view = checkpoint.load_view(state_dir) or View()
     journal = checkpoint.load_journal(state_dir)
     loaded = Datapath.open(
         Path(config.bpf_object) if config.bpf_object else OBJECT,
         Path(config.bpf_dir),
         sizes,
-        attach=attach,
+        attach=ATTACH[config.attach],
         log_dir=state_dir,
     )
     links.ensure_forwarding()
@@ -137,6 +135,13 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
         to_ipamd = await stack.enter_async_context(channel(config.ipamd))
         to_policyd = await stack.enter_async_context(channel(config.policyd))
 
+        events = EventLog(
+            loaded.ring,
+            loaded.tables.metrics,
+            Explainer(view, lambda: endpoints.records),
+            clock,
+            node=node,
+        )
         session = Session(
             IdentityServiceStub(to_identityd),
             node=node,
@@ -160,6 +165,7 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             enforcement=enforcement,
             clock=clock,
             jitter=jitter,
+            before=events.about_to_change,
             on_realised=lambda _: keeper.view_changed(),
         )
         endpoints = Endpoints(
@@ -170,12 +176,11 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             rows=enforcement,
             machine=NodeMachine(loaded),
             save=keeper.save,
+            before_forgetting=events.about_to_change,
             clock=clock,
             next_id=journal.next_id,
             records=journal.endpoints,
         )
-        events = EventLog(loaded.ring, loaded.tables.metrics, clock)
-        explainer = Explainer(view, lambda: endpoints.records, node)
         status = Status(
             node=node,
             node_ip=node_ip,
@@ -189,7 +194,7 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
         )
         status.observe()
 
-        door = api.Api(endpoints, events, explainer, status.report).application()
+        door = api.Api(endpoints, events, status.report).application()
         await stack.enter_async_context(serve_metrics(config.metrics_listen, status.checks))
         await stack.enter_async_context(api.serve(door, Path(config.run_dir) / api.SOCKET_NAME))
         log.info(

@@ -94,6 +94,8 @@ async def running(plan: Plan, clock: Clock, say: Say) -> AsyncIterator[Node]:
     if not plan.etcd_endpoints:
         preflight.require_etcd()
     preflight.make_directories(layout)
+    if not plan.etcd_endpoints:
+        preflight.require_room(layout.etcd_data)
     with preflight.only_one(layout.lock_file, "a Tessera node"):
         if preflight.require_bpffs(layout.bpf_dir):
             say(f"mounted a bpf filesystem on {preflight.BPFFS}")

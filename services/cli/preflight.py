@@ -8,13 +8,15 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from services.cli.layout import Layout
 from services.runtime.errors import Unusable
 
 BPFFS = Path("/sys/fs/bpf")
+# etcd preallocates 64 MB for its write-ahead log and as much for the next file of it.
+ROOM_BYTES = 160 << 20
 
 
 def require_root(what: str) -> None:
@@ -43,7 +45,11 @@ def require_bpffs(bpf_dir: Path, mounts: Path = Path("/proc/self/mounts")) -> bo
         ["mount", "-t", "bpf", "bpf", str(BPFFS)], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise Unusable(f"cannot mount a bpf filesystem on {BPFFS}: {done.stderr.strip()}")
+        why = done.stderr.partition("\n")[0].removeprefix(f"mount: {BPFFS}: ").rstrip(".")
+        raise Unusable(
+            f"cannot mount a bpf filesystem on {BPFFS}: {why}; mount it from outside "
+            f"(mount -t bpf bpf {BPFFS}) or give this container CAP_SYS_ADMIN"
+        )
     return True
 
 
@@ -82,7 +88,40 @@ def make_directories(layout: Layout) -> None:
                 mode=0o700 if path == layout.state_dir else 0o755, parents=True, exist_ok=True
             )
         except OSError as error:
-            raise Unusable(f"cannot create {path}: {error.strerror}") from error
+            raise Unusable(
+                f"cannot create {path}: {error.strerror}; choose another place with --state-dir "
+                "and --run-dir"
+            ) from error
+        _require_writable(path)
+
+
+def _require_writable(folder: Path) -> None:
+    """An unwritable or full place shows itself here, not in the middle of something."""
+    probe = folder / ".probe"
+    try:
+        with probe.open("wb") as file:
+            file.write(b"\0")
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise Unusable(
+            f"cannot write to {folder}: {error.strerror}; make room or choose another place with "
+            "--state-dir and --run-dir"
+        ) from error
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def require_room(etcd_data: Path) -> None:
+    """For an etcd that is to begin; one that has data may go on with little."""
+    if etcd_data.exists():
+        return
+    free = shutil.disk_usage(etcd_data.parent).free
+    if free < ROOM_BYTES:
+        raise Unusable(
+            f"{etcd_data.parent} has {free >> 20} MiB free and etcd needs {ROOM_BYTES >> 20} to "
+            "begin: make room or choose another place with --state-dir"
+        )
 
 
 @contextmanager

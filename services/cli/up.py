@@ -73,15 +73,15 @@ def up(
 
 
 def read_config(path: Path | None) -> Table:
+    """The user's file, judged as every process will judge it, so that refusals name this file and
+    not the one made from it."""
+    import os
     import tomllib
 
-    from services.runtime.errors import Invalid
+    from services.cli.layout import child_environ
+    from services.runtime import config
 
-    if path is None:
-        return {}
-    try:
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        raise Invalid(f"configuration file {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Invalid(f"configuration file {path} is not TOML: {error}") from error
+    environ = child_environ(os.environ)
+    for section, kind in config.CLASSES.items():
+        config.load(kind, section, path, environ)
+    return tomllib.loads(path.read_text()) if path is not None else {}

@@ -11,6 +11,8 @@ from __future__ import annotations
 import socket
 import tomllib
 from collections.abc import Mapping
+from difflib import get_close_matches
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Annotated, Final, Protocol, TypeVar, get_origin, get_type_hints
 
@@ -18,9 +20,12 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from services.runtime.errors import Invalid
+from services.runtime.log import LEVELS
+from services.runtime.values import check, check_listeners, is_host_port
 
 COMMON_SECTIONS: Final = ("etcd", "log", "telemetry")
 PROCESS_SECTIONS: Final = ("identityd", "ipamd", "policyd", "apid", "agent")
+ATTACH: Final = ("auto", "tcx", "clsact")
 SECRET_KEYS: Final = frozenset({"password"})
 
 Seconds = Annotated[float, Meta(gt=0)]
@@ -36,10 +41,20 @@ class EtcdConfig(Struct, frozen=True, forbid_unknown_fields=True):
     password: str = ""
     request_timeout_s: Seconds = 5.0
 
+    def __post_init__(self) -> None:
+        for endpoint in self.endpoints:
+            check(
+                is_host_port(endpoint.removeprefix("http://").removeprefix("https://")),
+                f"endpoints: {endpoint!r} is not host:port",
+            )
+
 
 class LogConfig(Struct, frozen=True, forbid_unknown_fields=True):
     level: str = "info"
     json: bool = False
+
+    def __post_init__(self) -> None:
+        check(self.level in LEVELS, f"level: {self.level!r} is none of {', '.join(LEVELS)}")
 
 
 class TelemetryConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,6 +70,13 @@ class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
     block_size: Annotated[int, Meta(ge=8, le=32)] = 26
     reserved: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for cidr in (*self.cidrs, *self.reserved):
+            try:
+                IPv4Network(cidr)
+            except ValueError as error:
+                raise ValueError(f"{cidr!r} is not an IPv4 CIDR: {error}") from None
+
 
 class IdentitydConfig(Struct, frozen=True, forbid_unknown_fields=True):
     etcd: EtcdConfig = EtcdConfig()
@@ -68,6 +90,9 @@ class IdentitydConfig(Struct, frozen=True, forbid_unknown_fields=True):
     gc_grace_s: WholeSeconds = 300
     quarantine_s: WholeSeconds = 1800
 
+    def __post_init__(self) -> None:
+        check_listeners(self.listen, self.metrics_listen)
+
 
 class IpamdConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`release_cooldown_s`: how long a released address is handed to nobody; 0 for not at all."""
@@ -80,6 +105,9 @@ class IpamdConfig(Struct, frozen=True, forbid_unknown_fields=True):
     release_cooldown_s: Annotated[int, Meta(ge=0)] = 30
     pools: dict[str, PoolConfig] = field(default_factory=lambda: {"default": PoolConfig()})
 
+    def __post_init__(self) -> None:
+        check_listeners(self.listen, self.metrics_listen)
+
 
 class PolicydConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`cluster`: identityd's, whose name is in the labels of every identity."""
@@ -91,6 +119,9 @@ class PolicydConfig(Struct, frozen=True, forbid_unknown_fields=True):
     metrics_listen: str = "127.0.0.1:7413"
     cluster: str = "default"
 
+    def __post_init__(self) -> None:
+        check_listeners(self.listen, self.metrics_listen)
+
 
 class ApidConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Metrics are served on `listen` too."""
@@ -101,6 +132,9 @@ class ApidConfig(Struct, frozen=True, forbid_unknown_fields=True):
     identityd: str = "127.0.0.1:7401"
     ipamd: str = "127.0.0.1:7402"
     policyd: str = "127.0.0.1:7403"
+
+    def __post_init__(self) -> None:
+        check_listeners(self.listen, "")
 
 
 class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -132,6 +166,34 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ct4_max: Annotated[int, Meta(ge=1024)] = 131_072
     events_bytes: Annotated[int, Meta(ge=4096)] = 4_194_304
 
+    def __post_init__(self) -> None:
+        check_listeners("", self.metrics_listen)
+        check(self.attach in ATTACH, f"attach: {self.attach!r} is none of {', '.join(ATTACH)}")
+        check(
+            self.node_name.isprintable() and self.node_name.strip("/ ") == self.node_name != "",
+            f"node_name: {self.node_name!r} is empty or holds what a name cannot",
+        )
+        if self.node_ip:
+            try:
+                IPv4Address(self.node_ip)
+            except ValueError as error:
+                raise ValueError(f"node_ip: {error}") from None
+        for key in ("state_dir", "run_dir", "bpf_dir"):
+            path = getattr(self, key)
+            check(path.startswith("/"), f"{key}: {path!r} is not an absolute path")
+
+
+# ------------------------------------------------------------------ reading
+
+
+CLASSES: Final[Mapping[str, type[Struct]]] = {
+    "identityd": IdentitydConfig,
+    "ipamd": IpamdConfig,
+    "policyd": PolicydConfig,
+    "apid": ApidConfig,
+    "agent": AgentConfig,
+}
+
 
 class ProcessConfig(Protocol):
     """What every process has, whatever else."""
@@ -161,7 +223,21 @@ def load(cls: type[C], section: str, path: Path | None, environ: Mapping[str, st
     try:
         return msgspec.convert(merged, cls)
     except msgspec.ValidationError as error:
-        raise Invalid(f"{path or 'environment'}: [{section}]: {error}") from None
+        raise Invalid(_told(str(error), section, path, environ)) from None
+
+
+def _told(error: str, section: str, path: Path | None, environ: Mapping[str, str]) -> str:
+    """From msgspec's `words - at `$.key`` to `file: section.key: words`."""
+    words, _, place = error.rpartition(" - at `$")
+    if not words:
+        words, place = error, ""
+    keys = [key for key in place.strip("`").replace("[...]", "").split(".") if key]
+    if keys[:1] and keys[0] in COMMON_SECTIONS:
+        section, *keys = keys
+    named = keys or [words.partition(":")[0]]
+    variable = f"TESSERA_{section}_{named[0]}".upper()
+    where = f"environment variable {variable}" if variable in environ else str(path)
+    return f"{where}: {'.'.join((section, *keys))}{': ' if keys else '.'}{words}"
 
 
 def shown(config: Struct) -> dict[str, object]:
@@ -193,9 +269,9 @@ def _table(document: _Table, name: str, path: Path | None) -> _Table:
 def _refuse_unknown(table: _Table, known: set[str], section: str, where: str) -> None:
     for key in table:
         if key not in known:
-            raise Invalid(
-                f"{where}: unknown key {section}.{key}; known: {', '.join(sorted(known))}"
-            )
+            near = get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+            raise Invalid(f"{where}: unknown key {section}.{key}; {hint}")
 
 
 def _from_environ(

@@ -8,13 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from datapath.agent.record import outer_name
+from services.cli import layout
 from services.cli.manifests import MAX_BYTES
 from services.runtime.errors import TesseraError
 from tests.fakes.netns import Namespace, namespace
@@ -318,3 +321,47 @@ def test_a_policy_without_policyd_names_it_and_is_not_stored(stack: Stack) -> No
     line = refusal(stack, "policy", "apply", "--wait", "-f", "-", stdin=POLICY.encode())
     assert "policyd" in line
     assert stack.etcd_keys("tessera/policy/object/") == []
+
+
+# ------------------------------------------------------------------ a state folder that is full
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A folder with room for a megabyte."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "small", tmp_path], check=True)
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_full_disk_refuses_endpoints_and_keeps_those_there(
+    small: Path, stack: Stack, room: Namespace
+) -> None:
+    restart_agent(stack, state_dir=str(small))
+    with namespace() as other:
+        stack.add(other, "old", app="old")
+        fill(small / "filler")
+        line = add(stack, room)
+        assert "No space left" in line
+        assert str(small) in line
+        assert [one["name"] for one in stack.endpoints()] == ["old"]
+        assert len(room.ip("-br link").splitlines()) == 1
+        assert stack.processes["agent"].poll() is None
+        (small / "filler").unlink()
+        stack.add(room, "api", app="api")
+    stack.kill("agent")
+
+
+def restart_agent(stack: Stack, **changes: str) -> None:
+    stack.kill("agent")
+    tables = tomllib.loads(stack.layout.config_file.read_text())
+    tables["agent"].update(changes)
+    stack.layout.config_file.write_text(layout.dump(tables))
+    stack.start_process("agent")
+    stack.wait_ready()
+
+
+def fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass

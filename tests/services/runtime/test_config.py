@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from msgspec import Struct
 
 from services.runtime.config import (
+    CLASSES,
     PROCESS_SECTIONS,
     AgentConfig,
     ApidConfig,
@@ -18,19 +18,15 @@ from services.runtime.config import (
 )
 from services.runtime.errors import Invalid
 
-CLASSES: dict[str, type[Struct]] = {
-    "identityd": IdentitydConfig,
-    "ipamd": IpamdConfig,
-    "policyd": PolicydConfig,
-    "apid": ApidConfig,
-    "agent": AgentConfig,
-}
-
 
 def written(directory: Path, text: str) -> Path:
     path = directory / "tessera.toml"
     path.write_text(text)
     return path
+
+
+def test_every_process_has_a_table() -> None:
+    assert tuple(CLASSES) == PROCESS_SECTIONS
 
 
 @pytest.mark.parametrize("section", PROCESS_SECTIONS)
@@ -89,8 +85,14 @@ def test_pools_are_tables_of_their_own(tmp_path: Path) -> None:
         ("[identityd]\nlisten_to = 'x'", "identityd.listen_to"),
         ("[etcd]\nendpoint = 'x'", "etcd.endpoint"),
         ("[identity]\nlisten = 'x'", r"\[identity\]"),
-        ("[identityd]\nlisten = 1", r"\$\.listen"),
-        ("[identityd]\ncluster_id = 512", r"\$\.cluster_id"),
+        ("[identityd]\nlisten = 1", "identityd.listen: Expected"),
+        ("[identityd]\ncluster_id = 512", "identityd.cluster_id: Expected"),
+        ("[identityd]\nlisten = 'nonsense'", "identityd.listen: 'nonsense' is neither host:port"),
+        ("[identityd]\nlisten = 'h:66000'", "identityd.listen: 'h:66000'"),
+        ("[identityd]\nmetrics_listen = 'h'", "identityd.metrics_listen: 'h' is not host:port"),
+        ("[log]\nlevel = 'loud'", "log.level: 'loud' is none of debug"),
+        ("[etcd]\nendpoints = 'h:1'", "etcd.endpoints: Expected"),
+        ("[etcd]\nendpoints = ['h:x']", "etcd.endpoints: 'h:x' is not host:port"),
         ("[etcd]\nrequest_timeout_s = 0", "request_timeout_s"),
         ("identityd = 1", "identityd must be a table"),
         ("[identityd", "not TOML"),
@@ -103,6 +105,33 @@ def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, named: str) -
     with pytest.raises(Invalid, match=named) as caught:
         load(IdentitydConfig, "identityd", path, {})
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("attach = 'xdp'", "agent.attach: 'xdp' is none of auto, tcx, clsact"),
+        ("node_name = ''", "agent.node_name: ''"),
+        ("node_ip = '300.1.1.1'", "agent.node_ip: .*300.1.1.1"),
+        ("state_dir = 'here'", "agent.state_dir: 'here' is not an absolute path"),
+        ("policy_peer_max = 12", "agent.policy_peer_max: Expected"),
+    ],
+)
+def test_a_mistake_about_a_node_is_named(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(Invalid, match=named):
+        load(AgentConfig, "agent", written(tmp_path, f"[agent]\n{text}"), {})
+
+
+def test_a_pool_that_is_none_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path, '[ipamd.pools.blue]\ncidrs = ["10.0.0.0/99"]\n')
+    with pytest.raises(Invalid, match=r"ipamd.pools.*10.0.0.0/99"):
+        load(IpamdConfig, "ipamd", path, {})
+
+
+def test_a_value_of_the_environment_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "")
+    with pytest.raises(Invalid, match=r"^environment variable TESSERA_LOG_LEVEL: log\.level"):
+        load(AgentConfig, "agent", path, {"TESSERA_LOG_LEVEL": "loud"})
 
 
 @pytest.mark.parametrize(
