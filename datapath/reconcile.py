@@ -6,10 +6,11 @@ No order of writes below lets a packet meet half a policy:
     peer rows                              of slots nobody uses, or single rows in place
     slot revisions                         cached verdicts are judged again, by the rows above
     endpoint rows                          the flip to another slot
-    local4, ipcache, prefixes              a new address gets its identity once peers know it
+    local4, ipcache, prefixes              a new address gets its identity once peers know it;
+                                           narrow prefixes before wide ones
     ---- removals, the other way round
     prefixes, ipcache, local4, endpoints   nobody arrives with the identity any more
-    peer rows, revisions again             of the slots that lost rows in place
+    peer rows, revisions again             of slots nobody uses any more, or single rows in place
     range and port rows of dead classes
 
 Peer rows travel as (slot, row, bitmap of identities) and are packed in bulk: ten thousand
@@ -246,12 +247,12 @@ def apply_additions(ops: Ops, tables: PolicyTables) -> None:
     put_ipcache(tables, ops.ipcache)
     _put(
         tables.ipcache4_prefix,
-        {prefix: IpcacheEntry(identity) for prefix, identity in ops.prefixes.items()},
+        {prefix: IpcacheEntry(ops.prefixes[prefix]) for prefix in sorted(ops.prefixes)[::-1]},
     )
 
 
 def apply_removals(ops: Ops, tables: PolicyTables) -> None:
-    _delete(tables.ipcache4_prefix, ops.prefixes_removed)
+    _delete(tables.ipcache4_prefix, sorted(ops.prefixes_removed))
     delete_ipcache(tables, ops.ipcache_removed)
     _delete(tables.local4, ops.local4_removed)
     _delete(tables.endpoints, ops.endpoints_removed)

@@ -8,7 +8,7 @@ another class's ports under the number; it finds nothing, and drops.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -34,6 +34,15 @@ Fingerprint = tuple[
 
 
 @dataclass(frozen=True, slots=True)
+class Swept:
+    """Rows to take out of the tables. `slots`: all that ever pointed to them, lest a packet that
+    read a peer row before, and finds no port row now, is believed."""
+
+    rows: ClassRows
+    slots: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class ClassRows:
     ports: PortRows
     ranges: RangeRows
@@ -54,6 +63,7 @@ class Classes:
         self._by_content: dict[Content, int] = {}
         self._references: Counter[int] = Counter()
         self._written: set[int] = set()
+        self._pointed: defaultdict[int, set[int]] = defaultdict(set)
         self._next = 1
 
     def number(self, answer: Answer) -> int:
@@ -97,20 +107,27 @@ class Classes:
     def mark_written(self, numbers: Iterable[int]) -> None:
         self._written.update(numbers)
 
-    def move_references(self, *, to: Iterable[int], of: Iterable[int]) -> None:
-        """A slot now uses the classes `to` in place of `of`."""
-        self._references.update(to)
+    def move_references(self, slot: int, *, to: Iterable[int], of: Iterable[int]) -> None:
+        """`slot` now uses the classes `to`; in place of `of`, its own before or another slot's."""
+        found = list(to)
+        self._references.update(found)
         self._references.subtract(of)
+        for number in found:
+            self._pointed[number].add(slot)
 
-    def take_unused(self) -> list[ClassRows]:
-        """Forgets every class no slot refers to; answers the rows that stand in the tables."""
+    def take_unused(self) -> list[Swept]:
+        """Forgets every class no slot refers to; answers those that stand in the tables."""
         unused = {n for n in self._rows if self._references[n] <= 0}
         if not unused:
             return []
-        swept = [self._rows[n] for n in sorted(unused & self._written)]
+        swept = [
+            Swept(self._rows[n], frozenset(self._pointed[n]))
+            for n in sorted(unused & self._written)
+        ]
         self._written -= unused
         for number in unused:
             del self._rows[number], self._references[number]
+            self._pointed.pop(number, None)
         self._by_content = {c: n for c, n in self._by_content.items() if n not in unused}
         self._by_fingerprint = {f: n for f, n in self._by_fingerprint.items() if n not in unused}
         return swept

@@ -104,7 +104,8 @@ class Machine(Protocol):
 
 
 class Endpoints:
-    """`save` writes the records to disk and returns when they are there."""
+    """`save` writes the records to disk and returns when they are there. `before_forgetting` runs
+    before a number stops to be an endpoint's."""
 
     def __init__(
         self,
@@ -116,6 +117,7 @@ class Endpoints:
         rows: Rows,
         machine: Machine,
         save: Callable[[], Awaitable[None]],
+        before_forgetting: Callable[[], None],
         clock: Clock,
         next_id: int = 1,
         records: Iterable[EndpointRecord] = (),
@@ -127,6 +129,7 @@ class Endpoints:
         self._rows = rows
         self._machine = machine
         self._save = save
+        self._before_forgetting = before_forgetting
         self._clock = clock
         self.next_id = next_id
         self._records = {record.key: record for record in records}
@@ -329,6 +332,7 @@ class Endpoints:
         await self._addresses.release(leaving)
         if leaving.identity:
             await self._let_go(leaving)
+        self._before_forgetting()
         del self._records[leaving.key]
         await self._save()
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from pyroaring import BitMap
 
-from datapath.agent.addresses import address_ops, surplus
+from datapath.agent.addresses import HOST_IDENTITY, AddressRows
 from datapath.agent.classes import Classes
 from datapath.agent.slots import (
     EVERYONE,
@@ -29,9 +29,10 @@ from datapath.agent.slots import (
     Step,
     amend,
     build,
+    lingering,
     peer_rows,
 )
-from datapath.agent.view import Address, Update, View, ViewChange
+from datapath.agent.view import Update, View, ViewChange
 from datapath.maps.layout import SLOT_OPEN, Endpoint, LocalEndpoint
 from datapath.reconcile import (
     Contents,
@@ -58,7 +59,6 @@ from services.policy.compile import Compiled, compile_direction
 from services.runtime.errors import Exhausted, Retry
 from services.runtime.tracing import span
 
-HOST_IDENTITY = NumericIdentity(1)
 # Group ids are hashes; this one is the agent's own and holds the local host alone.
 LOCALHOST_GROUP = GroupId(0)
 _LOCALHOST = BitMap([HOST_IDENTITY])
@@ -90,7 +90,9 @@ class Enforcement:
         of this node is ignored: the endpoints here are known first-hand."""
         self.view = view
         self._tables = tables
-        self._own_nodes = own_nodes
+        self._addresses = AddressRows(
+            view, own_nodes, lambda: (row.ipv4 for row in self._endpoints.values())
+        )
         self._allow_localhost = allow_localhost
         self._classes = Classes()
         self._numbers = SlotNumbers(tables.policy_slot.max_entries)
@@ -100,9 +102,6 @@ class Enforcement:
         self._endpoints: dict[int, Endpoint] = {}
         self._users: Counter[NumericIdentity] = Counter()
         self._doubted: set[NumericIdentity] = set()
-        self._addresses_doubted = False
-        self._own: frozenset[int] = frozenset()
-        self._node_problem = ""
 
     # -------------------------------------------------------------- questions
 
@@ -110,8 +109,8 @@ class Enforcement:
     def failures(self) -> dict[NumericIdentity, str]:
         """Identity 0: a table that all endpoints of the node share."""
         found = {identity: reason for (identity, _), reason in self._stale.items()}
-        if self._node_problem:
-            found[NumericIdentity(EVERYONE)] = self._node_problem
+        if self._addresses.problem:
+            found[NumericIdentity(EVERYONE)] = self._addresses.problem
         return found
 
     def problem_of(self, identity: NumericIdentity) -> str | None:
@@ -148,15 +147,40 @@ class Enforcement:
         with span("agent.realise", traceparent=cause) as current:
             change = self.view.apply(batch)
             with span("maps.write") as writing:
-                rows = self._carry_out(
-                    self._steps(change), change.locals, self._address_ops(change)
-                )
-                self._doubted.clear()
-                if self._stale:  # what was removed may have made room
-                    rows += self._carry_out(self._steps(ViewChange()))
+                rows = self._follow(change)
                 writing.set_attribute("rows", rows)
             current.set_attribute("revision", self.view.revision)
         return Realised(self.view.revision, self.failures, rows)
+
+    def _follow(self, change: ViewChange) -> int:
+        """In two phases: what identities may that an address is leaving changes after it left, so
+        that on the way nobody is refused, or allowed, what neither end of it says."""
+        renewed = change.locals | self._doubted
+        addresses = self._addresses.following(change, self._tables)
+        rows = self._carry_out(self._steps(change), change.locals, addresses)
+        self._doubted.clear()
+        if late := self._late_steps(change, renewed):
+            rows += self._carry_out(late)
+        if self._stale:  # what was removed may have made room
+            rows += self._carry_out(self._steps(ViewChange()))
+        return rows
+
+    def _late_steps(self, change: ViewChange, renewed: Collection[NumericIdentity]) -> list[Step]:
+        """Of the identities `left`, whose answers the steps before kept as they were."""
+        if not change.left:
+            return []
+        found = (
+            amend(
+                key,
+                slot,
+                self._members,
+                change.left if key[0] in renewed else change.left & _touched(slot, change),
+                self._classes,
+            )
+            for key, slot in self._slots.items()
+            if slot.compiled is not None and key not in self._stale
+        )
+        return [step for step in found if step is not None]
 
     def _steps(self, change: ViewChange) -> list[Step]:
         identities = set(change.locals) | {identity for identity, _ in self._stale}
@@ -166,16 +190,15 @@ class Enforcement:
             for direction in Direction:
                 key = (identity, direction)
                 if key in self._stale or identity in change.locals | self._doubted:
-                    rebuilt[key] = self._rebuild(key)
-        touched = {group: delta.added | delta.removed for group, delta in change.groups.items()}
+                    rebuilt[key] = self._rebuild(key, change.left)
         amended = (
-            self._amend(key, slot, touched)
+            self._amend(key, slot, change)
             for key, slot in self._slots.items()
-            if touched and rebuilt.get(key) is None
+            if change.groups and rebuilt.get(key) is None
         )
         return [step for step in (*rebuilt.values(), *amended) if step is not None]
 
-    def _rebuild(self, key: SlotKey) -> Step | None:
+    def _rebuild(self, key: SlotKey, left: BitMap) -> Step | None:
         """None: the clauses in force are those of the view."""
         identity, direction = key
         before = self._slots.get(key)
@@ -187,7 +210,7 @@ class Enforcement:
             self._stale.pop(key, None)
             return Step(key, Kind.OPEN, before, None) if before else None
         if before is None or before.compiled != compiled:
-            return self._build(key, compiled, before)
+            return self._build(key, compiled, before, left)
         if key not in self._stale:
             return None
         everybody = union(self._members(group) for group in compiled.groups)
@@ -197,20 +220,24 @@ class Enforcement:
             del self._stale[key]
         return step
 
-    def _build(self, key: SlotKey, compiled: Compiled, before: Slot | None) -> Step | None:
+    def _build(
+        self, key: SlotKey, compiled: Compiled, before: Slot | None, left: BitMap
+    ) -> Step | None:
         try:
             number = self._numbers.take()
         except Exhausted as error:
             self._stale[key] = str(error)
             return None
         after = build(number, compiled, self._members, self._classes)
+        if left:
+            after = lingering(after, before, left, self._classes)
         return Step(key, Kind.BUILD, before, after, puts=peer_rows(after, self._classes))
 
-    def _amend(self, key: SlotKey, slot: Slot, touched: Mapping[GroupId, BitMap]) -> Step | None:
+    def _amend(self, key: SlotKey, slot: Slot, change: ViewChange) -> Step | None:
         if slot.compiled is None or key in self._stale:
             return None
-        within = union(touched[group] for group in slot.compiled.groups & touched.keys())
-        return amend(key, slot, self._members, within, self._classes) if within else None
+        within = _touched(slot, change) - change.left
+        return amend(key, slot, self._members, within, self._classes)
 
     def _members(self, group: GroupId) -> BitMap:
         """A group nobody told us of has no members: a clause that names it grants nothing."""
@@ -236,9 +263,10 @@ class Enforcement:
         address rows."""
         rest = rest or Ops()
         done = self._write(steps)
-        removals = Ops()
+        in_place, removals = Ops(), Ops()
         for step in done:
-            self._commit(step, removals)
+            self._commit(step, in_place if step.kind is Kind.AMEND else removals)
+        apply_removals(in_place, self._tables)
         settled = locals_ | {step.key[0] for step in done}
         self._settle(settled)
         rest.endpoints = self._endpoint_rows(settled)
@@ -249,17 +277,22 @@ class Enforcement:
             apply_additions(rest, self._tables)
         except Exhausted as error:
             # An address without a row is judged as the world: stricter than its identity at worst.
-            self._node_problem = str(error)
+            self._addresses.problem = str(error)
         removals.ipcache_removed = rest.ipcache_removed
         removals.prefixes_removed = rest.prefixes_removed
-        for swept in self._classes.take_unused():
-            removals.ports_removed.extend(swept.ports)
-            removals.ranges_removed.extend(swept.ranges)
+        self._sweep_classes(removals)
         apply_removals(removals, self._tables)
         written = sum(len(put.identities) for step in done for put in step.puts)
-        return (
-            written + len(rest.endpoints) + len(rest.ipcache) + len(rest.prefixes) + removals.rows()
-        )
+        addresses = len(rest.ipcache) + len(rest.prefixes)
+        return written + len(rest.endpoints) + addresses + in_place.rows() + removals.rows()
+
+    def _sweep_classes(self, removals: Ops) -> None:
+        in_force = {slot.number for slot in self._slots.values()}
+        for swept in self._classes.take_unused():
+            removals.ports_removed.extend(swept.rows.ports)
+            removals.ranges_removed.extend(swept.rows.ranges)
+            for number in swept.slots & in_force:
+                removals.revisions_after[number] = self._next_revision(number)
 
     def _write(self, steps: Sequence[Step]) -> list[Step]:
         """Additions of all steps in one go; one by one when a table fills up, so that the slots
@@ -320,11 +353,14 @@ class Enforcement:
         apply(ops, self._tables)
 
     def _commit(self, step: Step, removals: Ops) -> None:
-        """`after` is in the tables: it is what is in force from here on."""
+        """`after` is in the tables: it is what is in force from here on. `removals` is given what
+        it leaves behind."""
         before, after = step.before, step.after
         self._stale.pop(step.key, None)
         self._classes.move_references(
-            to=after.classes if after else (), of=before.classes if before else ()
+            after.number if after else SLOT_OPEN,
+            to=after.classes if after else (),
+            of=before.classes if before else (),
         )
         if after is None:
             del self._slots[step.key]
@@ -367,9 +403,11 @@ class Enforcement:
         try:
             apply_additions(ops, self._tables)
         except Exhausted:
-            apply_removals(_endpoint_removal(ifindex, row.ipv4), self._tables)
+            apply(self._endpoint_removal(ifindex, row.ipv4), self._tables)
             raise
-        self._hold(ifindex, row)
+        before = self._hold(ifindex, row)
+        if before is not None:
+            self._let_go(NumericIdentity(before.identity))
 
     def remove_endpoint(self, ifindex: int) -> None:
         """No error when it is not there."""
@@ -378,7 +416,11 @@ class Enforcement:
             return
         identity = NumericIdentity(row.identity)
         self._users[identity] -= 1
-        apply_removals(_endpoint_removal(ifindex, row.ipv4), self._tables)
+        apply(self._endpoint_removal(ifindex, row.ipv4), self._tables)
+        self._let_go(identity)
+
+    def _let_go(self, identity: NumericIdentity) -> None:
+        """A policy that the stream took back stays in force while an endpoint here has it."""
         if not self._users[identity] and identity not in self.view.locals:
             gone = frozenset([identity])
             self._carry_out(self._steps(ViewChange(locals=gone)), gone)
@@ -386,22 +428,21 @@ class Enforcement:
 
     def own_addresses(self, addresses: Iterable[int]) -> None:
         """The node's own addresses; packets from them are the host's."""
-        now = frozenset(addresses)
-        gone, self._own = self._own - now, now
-        ops = Ops(ipcache=dict.fromkeys(now, int(HOST_IDENTITY)))
-        ops.ipcache_removed = [address for address in gone if address not in self._local()]
-        apply(ops, self._tables)
+        apply(self._addresses.owning(addresses), self._tables)
 
-    def _hold(self, ifindex: int, row: Endpoint) -> None:
+    def _endpoint_removal(self, ifindex: int, address: int) -> Ops:
+        ops = self._addresses.given_back([address])
+        ops.local4_removed, ops.endpoints_removed = [address], [ifindex]
+        return ops
+
+    def _hold(self, ifindex: int, row: Endpoint) -> Endpoint | None:
+        """The endpoint that the interface was until now."""
         before = self._endpoints.get(ifindex)
         if before is not None:
             self._users[NumericIdentity(before.identity)] -= 1
         self._endpoints[ifindex] = row
         self._users[NumericIdentity(row.identity)] += 1
-
-    def _local(self) -> set[int]:
-        """Addresses the stream has no say in."""
-        return {*self._own, *(row.ipv4 for row in self._endpoints.values())}
+        return before
 
     def _with_slots(self, row: Endpoint) -> Endpoint:
         slot_in, slot_out = self.slot_numbers(NumericIdentity(row.identity))
@@ -414,33 +455,12 @@ class Enforcement:
             if row.identity in identities and row.identity in self._known
         }
 
-    def _address_ops(self, change: ViewChange) -> Ops:
-        if self._addresses_doubted:
-            self._addresses_doubted = False
-            return surplus(self._tables, self._all_addresses(), self._local())
-        if self._node_problem:  # which rows did not fit is not known one by one
-            self._node_problem = ""
-            return self._all_addresses(change.addresses_removed)
-        if not change.addresses_put and not change.addresses_removed:
-            return Ops()
-        removed = (address.cidr for address in change.addresses_removed)
-        return address_ops(
-            change.addresses_put, removed, local=self._local(), own_nodes=self._own_nodes
-        )
-
-    def _all_addresses(self, removed: Iterable[Address] = ()) -> Ops:
-        return address_ops(
-            self.view.addresses.values(),
-            (address.cidr for address in removed),
-            local=self._local(),
-            own_nodes=self._own_nodes,
-        )
-
     # -------------------------------------------------------------- from scratch
 
     def recover(self, endpoints: Mapping[int, Endpoint], own: Iterable[int] = ()) -> Ops:
         """Start-up: take over what the tables hold and mend what does not fit together. `endpoints`
-        by ifindex; rows of others are removed. Normally nothing is written.
+        by ifindex; rows of others are removed. Normally nothing is written but new revisions: who
+        wrote last may have died between a row and its revision.
 
         The view may be older than the tables (a checkpoint lags), so where they differ the tables
         win until the stream has spoken: a slot keeps its rows and gets a new revision, the address
@@ -450,7 +470,7 @@ class Enforcement:
         self._classes.adopt(actual.ports, actual.ranges)
         for number in actual.peers:
             self._numbers.adopt(number)
-        self._own = frozenset(own)
+        self._addresses.own = frozenset(own)
         for ifindex, row in endpoints.items():
             self._hold(ifindex, row)
         judged = {NumericIdentity(row.identity) for row in actual.endpoints.values()}
@@ -461,15 +481,14 @@ class Enforcement:
                 slot = self._recovered(key, kept.get(key), actual, judged=identity in judged)
                 if slot is not None:
                     self._slots[key] = slot
-                    self._classes.move_references(to=slot.classes, of=())
+                    self._classes.move_references(slot.number, to=slot.classes, of=())
         self._known = set(self.view.locals) | (judged & self._users.keys())
-        self._addresses_doubted = bool(actual.endpoints or actual.ipcache)
+        self._addresses.doubted = bool(actual.endpoints or actual.ipcache)
         desired = self.desired(actual)
         revisions = {slot: self._next_revision(slot) - 1 for slot in desired.peers}
         ops = plan(desired, actual, revisions)
-        for slot in self._slots.values():
-            if slot.compiled is None:
-                ops.revisions[slot.number] = self._next_revision(slot.number)
+        for number in desired.peers.keys() - ops.revisions_after.keys():
+            ops.revisions[number] = self._next_revision(number)
         apply(ops, self._tables)
         for number in actual.peers.keys() - desired.peers.keys():
             self._numbers.free(number)
@@ -521,14 +540,14 @@ class Enforcement:
                 peers[slot.number] = {put.row: put.identities for put in puts}
         numbers = {n for slot in self._slots.values() for n in slot.classes if n}
         classes = [self._classes.rows(number) for number in sorted(numbers)]
-        if self._addresses_doubted:
+        if self._addresses.doubted:
             addresses = Ops(ipcache=dict(actual.ipcache), prefixes=dict(actual.prefixes))
             for row in actual.endpoints.values():
                 addresses.ipcache.pop(row.ipv4, None)
         else:
-            addresses = self._all_addresses()
+            addresses = self._addresses.all()
         ready = self._endpoint_rows(set(self._known))
-        addresses.ipcache.update(dict.fromkeys(self._own, int(HOST_IDENTITY)))
+        addresses.ipcache.update(dict.fromkeys(self._addresses.own, int(HOST_IDENTITY)))
         addresses.ipcache.update({row.ipv4: row.identity for row in ready.values()})
         return Contents(
             endpoints=ready,
@@ -541,5 +560,8 @@ class Enforcement:
         )
 
 
-def _endpoint_removal(ifindex: int, address: int) -> Ops:
-    return Ops(ipcache_removed=[address], local4_removed=[address], endpoints_removed=[ifindex])
+def _touched(slot: Slot, change: ViewChange) -> BitMap:
+    """Identities that entered or left a group the slot's clauses name."""
+    assert slot.compiled is not None
+    deltas = (change.groups[group] for group in slot.compiled.groups & change.groups.keys())
+    return union(each for delta in deltas for each in (delta.added, delta.removed))

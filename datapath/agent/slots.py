@@ -27,7 +27,7 @@ from datapath.agent.classes import Classes
 from datapath.reconcile import PeerPut, union
 from identity.numbers import NumericIdentity
 from services.policy.blocks import LAST_PORT
-from services.policy.clauses import Direction, GroupId
+from services.policy.clauses import RULE_OPEN, Direction, GroupId
 from services.policy.compile import Answer, Compiled, PortAnswer, Verdict
 from services.runtime.errors import Exhausted
 
@@ -37,6 +37,7 @@ MembersOf = Callable[[GroupId], BitMap]
 
 # No clause names this protocol number (IANA: reserved), so it shows the answer for "all others".
 _OTHER_PROTO = 255
+_OPEN = Answer(PortAnswer(Verdict.ALLOW, RULE_OPEN), (), ())
 
 
 class Kind(Enum):
@@ -83,6 +84,31 @@ def build(number: int, compiled: Compiled, members: MembersOf, classes: Classes)
     )
 
 
+def lingering(fresh: Slot, before: Slot | None, left: BitMap, classes: Classes) -> Slot:
+    """`fresh`, but answering the identities `left` as `before` did."""
+    assert fresh.compiled is not None
+    if before is not None and before.compiled is None:
+        return fresh  # its answers are not known
+    old: dict[Answer, BitMap] = {}
+    if before is not None and before.compiled is not None:
+        old = {answer: some for answer, ids in before.rows.items() if (some := ids & left)}
+    rest = left - union(old.values())
+    if rest:
+        default = before.compiled.default if before and before.compiled else _OPEN
+        old[default] = old.get(default, _NOBODY) | rest
+    rows = {answer: some for answer, ids in fresh.rows.items() if (some := ids - left)}
+    for answer, ids in old.items():
+        if answer != fresh.compiled.default:
+            rows[answer] = rows.get(answer, _NOBODY) | ids
+    return Slot(
+        number=fresh.number,
+        compiled=fresh.compiled,
+        rows=rows,
+        held=union((*rows.values(), BitMap([EVERYONE]))),
+        classes=frozenset(classes.number(answer) for answer in (*rows, fresh.compiled.default)),
+    )
+
+
 def peer_rows(slot: Slot, classes: Classes) -> tuple[PeerPut, ...]:
     """All rows of a slot. Answers that share a row share a put."""
     assert slot.compiled is not None
@@ -100,6 +126,8 @@ def amend(
     """`within`: the identities whose membership changed. None: their answers did not change."""
     compiled = slot.compiled
     assert compiled is not None
+    if not within:
+        return None
     found = compiled.partition(members, within)
     now = {answer: ids for answer, ids in found.items() if answer != compiled.default}
     puts = tuple(

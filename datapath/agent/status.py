@@ -60,7 +60,7 @@ class Status:
                 "rules": len(self.enforcement.view.rules),
             },
             "events": {
-                "seen": self.events.recent.next_seq,
+                "seen": self.events.seen,
                 "lost": self.events.lost,
                 "backlog": round(self.events.backlog, 3),
             },
@@ -98,7 +98,7 @@ class Status:
             yield Observation(len(self.enforcement.failures))
 
         def events(_options: CallbackOptions) -> Iterable[Observation]:
-            yield Observation(self.events.recent.next_seq, {"state": "seen"})
+            yield Observation(self.events.seen, {"state": "seen"})
             yield Observation(self.events.lost, {"state": "lost"})
 
         instruments.create_observable_gauge(

@@ -47,7 +47,7 @@ class Realiser(Protocol):
 
 
 class Subscription:
-    """`on_realised` runs after each batch, in order."""
+    """`before` and `on_realised` run before and after each batch, in order."""
 
     def __init__(
         self,
@@ -58,6 +58,7 @@ class Subscription:
         enforcement: Realiser,
         clock: Clock,
         jitter: random.Random,
+        before: Callable[[], None],
         on_realised: Callable[[Realised], None],
     ) -> None:
         self._stub = stub
@@ -66,6 +67,7 @@ class Subscription:
         self._enforcement = enforcement
         self._clock = clock
         self._jitter = jitter
+        self._before = before
         self._on_realised = on_realised
         self._wanted: Counter[NumericIdentity] = Counter()
         self._asked: set[NumericIdentity] = set()
@@ -151,6 +153,7 @@ class Subscription:
         if not self.connected:
             log.info("subscription.connected", server=self._target, revision=batch[-1].revision)
         self.connected, self.error, self._pause_s = True, "", FIRST_PAUSE_S
+        self._before()
         before = self.realised.failures
         self.realised = self._enforcement.realise(batch)
         if self.realised.failures != before:

@@ -62,12 +62,14 @@ class GroupChange:
 
 @dataclass(frozen=True, slots=True)
 class ViewChange:
-    """The net difference of one batch: what was set to the value it had is not in it."""
+    """The net difference of one batch: what was set to the value it had is not in it.
+    `left`: identities that an address had and has no more, unless another address came to them."""
 
     locals: frozenset[NumericIdentity] = frozenset()
     groups: Mapping[GroupId, GroupChange] = field(default_factory=dict)
     addresses_put: tuple[Address, ...] = ()
     addresses_removed: tuple[Address, ...] = ()
+    left: BitMap = field(default_factory=BitMap)
     rules: bool = False
 
     def __bool__(self) -> bool:
@@ -120,7 +122,8 @@ RETIRED_RULES = 4096
 
 
 class View:
-    """Mutable holder of the newest state; `apply` is its only writer."""
+    """Mutable holder of the newest state; `apply` is its only writer. `generation`: how often it
+    has been called."""
 
     def __init__(
         self,
@@ -137,6 +140,7 @@ class View:
         self._rules = _Table[RuleId, RuleSource](rules or {})
         self._addresses = _Table[str, Address](addresses or {})
         self._retired: dict[RuleId, RuleSource] = {}
+        self.generation = 0
 
     @property
     def locals(self) -> Mapping[NumericIdentity, LocalPolicy]:
@@ -161,6 +165,7 @@ class View:
 
     def apply(self, batch: Sequence[Update]) -> ViewChange:
         """`batch`: the messages up to and including the first without `more`."""
+        self.generation += 1
         tables = (self._locals, self._groups, self._rules, self._addresses)
         for table in tables:
             table.begin()
@@ -201,17 +206,20 @@ class View:
         for group, before, after in self._groups.changes():
             old, new = before or _NOBODY, after or _NOBODY
             groups[group] = GroupChange(added=new - old, removed=old - new)
-        put, removed = [], []
+        put, removed, left = [], [], BitMap()
         for _, was, now in self._addresses.changes():
             if now is not None:
                 put.append(now)
             elif was is not None:
                 removed.append(was)
+            if was is not None and (now is None or now.identity != was.identity):
+                left.add(was.identity)
         return ViewChange(
             locals=frozenset(key for key, _, _ in self._locals.changes()),
             groups=groups,
             addresses_put=tuple(put),
             addresses_removed=tuple(removed),
+            left=left - BitMap(address.identity for address in put),
             rules=self._rules_changed(),
         )
 

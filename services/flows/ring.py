@@ -1,7 +1,7 @@
 """The newest records in bounded memory, addressed by a sequence number that never falls.
 
-Records arrive and stay in batches, as they were drained from the kernel; what they mean is worked
-out only when somebody reads. A reader that falls behind learns how many records it missed.
+Records arrive and stay in batches, as they were drained from the kernel; they are spelled out only
+when somebody reads. A reader that falls behind learns how many records it missed.
 """
 
 from __future__ import annotations

@@ -8,10 +8,12 @@ from datapath.maps.layout import (
     PolicyPeerKey,
     PolicyPortKey,
     PolicyRangeKey,
+    Prefix4,
     Verdict,
 )
 from datapath.maps.tables import Tables
 
+IDENTITY_WORLD = 2
 RULE_OPEN = 1
 RULE_DEFAULT_DENY = 2
 
@@ -39,3 +41,15 @@ def judge(tables: Tables, slot: int, identity: int, proto: int, port: int) -> tu
     if found.verdict is Verdict.NONE:
         return Verdict.NONE, RULE_DEFAULT_DENY
     return found.verdict, found.rule_id
+
+
+def identity_of(tables: Tables, address: int) -> int:
+    exact = tables.ipcache4.get(address)
+    if exact is not None:
+        return exact.identity
+    for bits in range(32, -1, -1):
+        masked = address >> 32 - bits << 32 - bits
+        row = tables.ipcache4_prefix.get(Prefix4(bits, masked))
+        if row is not None:
+            return row.identity
+    return IDENTITY_WORLD

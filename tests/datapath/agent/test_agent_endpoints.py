@@ -162,6 +162,7 @@ class Node:
             rows=self.enforcement,
             machine=self.machine,
             save=self._save,
+            before_forgetting=lambda: None,
             clock=SystemClock(),
             records=records,
         )

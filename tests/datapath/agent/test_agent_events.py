@@ -5,14 +5,15 @@ from socket import htons
 
 import pytest
 
-from datapath.agent.events import EventLog, Explainer, follow_flows, last_flows
+from datapath.agent.events import EventLog
+from datapath.agent.explain import Explainer
 from datapath.agent.record import EndpointRecord, State
 from datapath.agent.view import Address, Update, View
 from datapath.maps.layout import METRIC_LOST, Event, Metric
 from datapath.maps.ring import MemoryRing
 from datapath.maps.tables import Tables
 from services.flows.filters import FlowFilter, parse_filter
-from services.flows.flow import decode_line, encode_line
+from services.flows.flow import Flow, decode_line, encode_line
 from services.flows.ring import RecordRing
 from services.policy.clauses import LocalPolicy, PolicyRef, RuleSource
 from services.runtime.errors import Invalid
@@ -24,6 +25,15 @@ RECORD = EndpointRecord(
 )
 
 
+BEGINNING = Update(
+    1,
+    local_policies=(LocalPolicy(300, True, True, (), (WEB,), ()),),
+    rules=(RuleSource(16, WEB, 0, "ingress[0]", 12),),
+    addresses=(Address("10.0.0.1", 256, "n2", "shop", "client"),),
+)
+DENIED = {"type": 1, "reason": 133, "rule_id": 2, "verdict": 0}
+
+
 def event(**changes: object) -> Event:
     made = Event(
         1_000_000_000, 9, 256, 300, 16, 60, htons(40000), htons(80),
@@ -33,27 +43,40 @@ def event(**changes: object) -> Event:
     return made._replace(**changes)
 
 
-def parts(*events: Event) -> tuple[EventLog, Explainer, MemoryRing]:
-    view = View()
-    view.apply(
-        [
-            Update(
-                1,
-                local_policies=(LocalPolicy(300, True, True, (), (WEB,), ()),),
-                rules=(RuleSource(16, WEB, 0, "ingress[0]", 12),),
-                addresses=(Address("10.0.0.1", 256, "n2", "shop", "client"),),
-            )
-        ]
-    )
-    ring = MemoryRing(events)
-    log = EventLog(ring, Tables.memory().metrics, FakeClock())
-    log.drain()
-    return log, Explainer(view, lambda: (RECORD,), "n1"), ring
+class Recorded:
+    """A log over a ring, a view and one endpoint."""
+
+    def __init__(self, *events: Event) -> None:
+        self.view = View()
+        self.view.apply([BEGINNING])
+        self.records: tuple[EndpointRecord, ...] = (RECORD,)
+        self.ring = MemoryRing(events)
+        explainer = Explainer(self.view, lambda: self.records)
+        metrics = Tables.memory().metrics
+        self.log = EventLog(self.ring, metrics, explainer, FakeClock(), node="n1")
+        self.log.drain()
+
+    def change(self, update: Update) -> None:
+        self.log.about_to_change()
+        self.view.apply([update])
+
+    def judged(self, made: Event) -> None:
+        self.ring.put(made)
+
+    def flows(self) -> list[Flow]:
+        self.log.drain()
+        return self.log.last_flows(FlowFilter(), None)[0]
+
+
+class LeaptClock(FakeClock):
+    """The wall clock was set an hour ahead."""
+
+    def now_s(self) -> float:
+        return super().now_s() + 3600
 
 
 def flows(*events: Event, chosen: FlowFilter | None = None, count: int | None = None):
-    log, explainer, _ = parts(*events)
-    return last_flows(log, explainer, chosen or FlowFilter(), count)[0]
+    return Recorded(*events).log.last_flows(chosen or FlowFilter(), count)[0]
 
 
 def test_an_allowed_packet_names_both_ends_and_the_rule() -> None:
@@ -97,9 +120,10 @@ def test_the_last_ones_are_the_newest_in_order() -> None:
 
 
 async def test_a_follower_gets_what_arrives_and_hears_of_what_it_missed() -> None:
-    log, explainer, ring = parts(event())
+    recorded = Recorded(event())
+    log, ring = recorded.log, recorded.ring
     log.recent = RecordRing(4)
-    following = follow_flows(log, explainer, FlowFilter(), 0)
+    following = log.follow_flows(FlowFilter(), 0)
     async with asyncio.TaskGroup() as group:
         first = group.create_task(anext(following))
         await asyncio.sleep(0)
@@ -114,10 +138,72 @@ async def test_a_follower_gets_what_arrives_and_hears_of_what_it_missed() -> Non
     await following.aclose()
 
 
+def test_what_is_deleted_later_is_still_named_in_what_was_seen_before() -> None:
+    recorded = Recorded()
+    recorded.judged(event())
+    recorded.judged(event(**DENIED))
+    recorded.change(
+        Update(
+            2, local_policies_removed=(300,), rules_removed=(16,), addresses_removed=("10.0.0.1",)
+        )
+    )
+    recorded.records = ()
+    allowed, denied = recorded.flows()
+    assert allowed.rule == "CiliumNetworkPolicy shop/web rule 0 ingress[0] line 12"
+    assert denied.rule == "default deny: selected by CiliumNetworkPolicy shop/web"
+    for flow in (allowed, denied):
+        assert (flow.source.name, flow.destination.name, flow.endpoint.name) == (
+            "client", "web", "web",
+        )  # fmt: skip
+
+
+def test_what_is_judged_by_another_policy_names_that_one() -> None:
+    recorded = Recorded(event(**DENIED))
+    other = PolicyRef("CiliumNetworkPolicy", "shop", "strict")
+    recorded.change(Update(2, local_policies=(LocalPolicy(300, True, True, (), (other,), ()),)))
+    recorded.judged(event(**DENIED))
+    assert [flow.rule for flow in recorded.flows()] == [
+        "default deny: selected by CiliumNetworkPolicy shop/web",
+        "default deny: selected by CiliumNetworkPolicy shop/strict",
+    ]
+
+
+def test_a_rule_that_went_while_its_last_packets_were_judged_is_named() -> None:
+    recorded = Recorded()
+    recorded.change(Update(2, rules_removed=(16,)))
+    recorded.judged(event())
+    assert recorded.flows()[0].rule == "CiliumNetworkPolicy shop/web rule 0 ingress[0] line 12"
+
+
+def test_an_address_that_has_a_new_owner_keeps_the_old_ones_name_in_history() -> None:
+    recorded = Recorded(event())
+    recorded.change(Update(2, addresses=(Address("10.0.0.1", 257, "n2", "shop", "next"),)))
+    recorded.judged(event(src_identity=257))
+    assert [flow.source.name for flow in recorded.flows()] == ["client", "next"]
+
+
+def test_texts_are_shared_by_the_records_that_have_them() -> None:
+    recorded = Recorded(*(event() for _ in range(3)))
+    recorded.change(Update(2, addresses=(Address("10.0.0.7", 257, "n2"),)))
+    recorded.judged(event())
+    recorded.log.drain()
+    assert len({id(each.rule) for _, each, _ in recorded.log.recent.latest()}) == 1
+
+
+def test_a_jump_of_the_wall_clock_moves_only_what_is_drained_after_it() -> None:
+    recorded = Recorded(event())
+    recorded.log._clock = LeaptClock()
+    recorded.judged(event())
+    first, second = recorded.flows()
+    assert first.time.startswith("2023-11-14T22:13:21")
+    assert second.time.startswith("2023-11-14T23:13:21")
+
+
 def test_lost_events_are_counted_by_the_kernel() -> None:
     tables = Tables.memory()
     tables.metrics.put_many({METRIC_LOST: Metric(5, 0)})
-    assert EventLog(MemoryRing(), tables.metrics, FakeClock()).lost == 5
+    explainer = Explainer(View(), tuple)
+    assert EventLog(MemoryRing(), tables.metrics, explainer, FakeClock(), node="n1").lost == 5
 
 
 def test_a_ring_forgets_the_oldest_batches() -> None:
