@@ -14,7 +14,9 @@ setup:
 run: setup
 	$(BIN)/tessera up --demo
 
-test: setup lint type
+test:
+	@scripts/setup.sh test
+	@$(MAKE) --no-print-directory lint type
 	$(BIN)/pytest
 
 lint: setup

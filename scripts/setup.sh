@@ -1,8 +1,10 @@
 #!/bin/sh
 # Makes this checkout runnable on Debian 12: packages, .venv, the project in it, the BPF object.
-# Idempotent; each step looks for its own result first.
+# Idempotent; each step looks for its own result first. `setup.sh test`: also what only tests use.
 set -eu
 cd "$(dirname "$0")/.."
+for_tests=
+[ "${1:-}" != test ] || for_tests="bpftool nftables"
 
 say() { echo "setup: $*"; }
 
@@ -11,7 +13,7 @@ packages() {
     for found in clang-19 clang-18 clang-17 clang-16 clang-15 clang-14 clang; do
         if command -v "$found" >/dev/null; then clang=; break; fi
     done
-    wanted="$clang libbpf1 libbpf-dev linux-libc-dev iproute2 procps util-linux ca-certificates"
+    wanted="$clang libbpf1 libbpf-dev linux-libc-dev iproute2 procps util-linux ca-certificates $for_tests"
     command -v etcd >/dev/null || wanted="$wanted etcd-server"
     /usr/bin/python3 -c 'import ensurepip, venv' 2>/dev/null || wanted="$wanted python3 python3-venv"
     missing=

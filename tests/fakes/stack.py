@@ -53,6 +53,8 @@ def free_port() -> int:
 class Stack:
     def __init__(self, tag: str) -> None:
         self.dir = Path(tempfile.mkdtemp(prefix=f"tsr-{tag}-"))
+        # Interfaces are named after the node, and other tests of this machine have nodes, too.
+        self.name = f"{tag}-{os.getpid()}"
         self.bpf_dir = Path(f"/sys/fs/bpf/tsr-sys-{os.getpid()}-{tag}")
         self.layout = layout.Layout(self.dir / "state", self.dir / "run", self.bpf_dir)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -83,7 +85,7 @@ class Stack:
             "ipamd": {"pools": {"default": {"cidrs": [POOL]}}, "metrics_listen": ""},
             "identityd": {"metrics_listen": ""},
             "policyd": {"metrics_listen": ""},
-            "agent": {"metrics_listen": "", "node_name": "node1", "node_ip": "127.0.0.1"},
+            "agent": {"metrics_listen": "", "node_name": self.name, "node_ip": "127.0.0.1"},
         }
         for section, values in overrides.items():
             user.setdefault(section, {}).update(values)
@@ -175,7 +177,7 @@ class Stack:
     def node(self) -> dict[str, Any]:
         """What policyd says of this node; `connected` False while it says nothing."""
         nodes = json.loads(self.rest.get("/v1/nodes"))["nodes"]
-        return next((n for n in nodes if n["node"] == "node1"), {"connected": False})
+        return next((n for n in nodes if n["node"] == self.name), {"connected": False})
 
     def endpoints(self) -> list[dict[str, Any]]:
         return json.loads(self.agent.get("/v1/endpoints"))["endpoints"]

@@ -93,7 +93,7 @@ def add(stack: Stack, room: Namespace, *options: str, name: str = "shop/api") ->
 
 
 def traces(stack: Stack, name: str = "api") -> dict[str, object]:
-    outer = outer_name("node1", "shop", name)
+    outer = outer_name(stack.name, "shop", name)
     report = json.loads(stack.agent.get("/v1/status"))
     pins = sorted(path.name for path in stack.bpf_dir.rglob("*") if outer in path.name)
     return {

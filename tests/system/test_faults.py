@@ -177,7 +177,7 @@ def test_a_policy_that_does_not_fit_leaves_the_last_one_in_force_and_says_why(
             answer = json.loads(small_node.rest.get("/v1/policies/wait", query))
             assert not answer["done"]
             states = {state["node"]: state["reason"] for state in answer["nodes"]}
-            assert "policy_peer" in states["node1"], states
+            assert "policy_peer" in states[small_node.name], states
             assert front.can_connect(address, 8080)
             assert not front.can_connect(address, 8081)
             small_node.withdraw("CiliumNetworkPolicy", "shop", "api")

@@ -225,7 +225,7 @@ def test_applying_waits_for_the_node_or_says_why_not(stack: Stack) -> None:
         stack.start_process("agent")
         stack.wait_ready()
     assert late.returncode == 1
-    assert "node1" in late.stderr
+    assert stack.name in late.stderr
 
 
 def test_the_manifest_comes_back_as_it_was_written(stack: Stack) -> None:

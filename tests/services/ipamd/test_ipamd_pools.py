@@ -52,8 +52,8 @@ async def test_pools_that_overlap_are_refused(store) -> None:
 
 
 async def test_a_definition_that_is_none_names_its_table(store) -> None:
-    with pytest.raises(Invalid, match=r"\[ipamd\.pools\.default\]: pool default: 10\.0\.0\.1/16"):
-        await pools.ensure(store, pool("10.0.0.1/16"))
+    with pytest.raises(Invalid, match=r"\[ipamd\.pools\.default\]: pool default: a block of /26"):
+        await pools.ensure(store, pool("10.0.0.0/28"))
 
 
 async def test_a_wider_pool_serves_at_once(store) -> None:

@@ -97,7 +97,7 @@ async def test_a_wrong_pool_in_the_configuration_stops_the_process() -> None:
     config = IpamdConfig(
         listen="127.0.0.1:0",
         metrics_listen="",
-        pools={"default": PoolConfig(cidrs=("10.0.0.1/8",))},
+        pools={"default": PoolConfig(cidrs=("10.0.0.0/28",), block_size=26)},
     )
     async with MemoryStore(SystemClock()) as store:
         with pytest.RaisesGroup(Unusable):
