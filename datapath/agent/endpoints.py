@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Any, Protocol, TypeVar
 
+from datapath.agent.addressing import Given
 from datapath.agent.record import (
     NO_IDENTITY,
     EndpointRecord,
@@ -67,7 +68,7 @@ class Identities(Protocol):
 
 
 class Addresses(Protocol):
-    async def allocate(self, record: EndpointRecord) -> int: ...
+    async def allocate(self, record: EndpointRecord) -> Given: ...
     async def release(self, record: EndpointRecord) -> None: ...
 
 
@@ -210,7 +211,7 @@ class Endpoints:
         """Every branch runs to its end even when another fails, so that what was made is known."""
         loop = asyncio.get_running_loop()
         identity: asyncio.Future[NumericIdentity] = loop.create_future()
-        address: asyncio.Future[int] = loop.create_future()
+        address: asyncio.Future[Given] = loop.create_future()
         async with asyncio.TaskGroup() as group:
             branches = [
                 group.create_task(_outcome(branch))
@@ -253,8 +254,9 @@ class Endpoints:
     ) -> None:
         await self._policies.in_force(await identity, POLICY_DEADLINE_S)
 
-    async def _connect(self, record: EndpointRecord, address: asyncio.Future[int]) -> None:
-        known = self._learnt(record, address=await address)
+    async def _connect(self, record: EndpointRecord, address: asyncio.Future[Given]) -> None:
+        given = await address
+        known = self._learnt(record, address=given.ipv4, address6=given.ipv6)
         ip = IPv4Address(known.address)
         veth = await asyncio.to_thread(self._machine.create_veth, known, ip)
         self._learnt(record, ifindex=veth.ifindex, mac=veth.mac, host_mac=veth.host_mac)
@@ -264,10 +266,11 @@ class Endpoints:
         self,
         record: EndpointRecord,
         identity: asyncio.Future[NumericIdentity],
-        address: asyncio.Future[int],
+        address: asyncio.Future[Given],
     ) -> None:
         """Before the carrier: peers know who it is when its first packet arrives."""
-        known = replace(record, identity=await identity, address=await address)
+        given = await address
+        known = replace(record, identity=await identity, address=given.ipv4, address6=given.ipv6)
         await self._identities.announce([announced(known)])
 
     async def _open(self, made: EndpointRecord) -> EndpointRecord:

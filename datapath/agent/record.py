@@ -24,7 +24,8 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class EndpointRecord:
-    """`outer`: the host side of the pair. While CREATING the fields after `state` are unset."""
+    """`outer`: the host side of the pair. While CREATING the fields after `state` are unset.
+    `address6`: 0 when its pool has no IPv6."""
 
     id: int
     namespace: str
@@ -36,6 +37,7 @@ class EndpointRecord:
     state: State
     identity: NumericIdentity = NO_IDENTITY
     address: int = 0
+    address6: int = 0
     ifindex: int = 0
     mac: bytes = bytes(6)
     host_mac: bytes = bytes(6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import grpc.aio
@@ -33,10 +34,10 @@ class IpamService(ipam_pb2_grpc.IpamServiceServicer):
                 node=request.node,
                 owner=convert.owner_from_wire(request.owner),
                 pool=request.pool or DEFAULT_POOL,
-                wanted=convert.address_from_wire(request.address) if request.address else None,
+                wanted=_wanted(request.addresses),
             )
         )
-        return ipam_pb2.AllocateResponse(address=convert.assigned_to_wire(assigned))
+        return ipam_pb2.AllocateResponse(addresses=[convert.assigned_to_wire(assigned)])
 
     async def Release(
         self, request: ipam_pb2.ReleaseRequest, context: _Context
@@ -74,6 +75,12 @@ class IpamService(ipam_pb2_grpc.IpamServiceServicer):
         ]
         rows.sort(key=lambda assigned: (assigned.pool, assigned.address))
         return ipam_pb2.ListAddressesResponse(addresses=[convert.assigned_to_wire(a) for a in rows])
+
+
+def _wanted(addresses: Sequence[str]) -> int | None:
+    if len(addresses) > 1:
+        raise Invalid(f"addresses {', '.join(addresses)}: give one of each family")
+    return convert.address_from_wire(addresses[0]) if addresses else None
 
 
 def _check_node(node: str) -> None:

@@ -100,7 +100,7 @@ class FakeAddresses(iprpc.IpamServiceServicer):
             self.owners[owner] = self.first + self._next
             self._next += 1
         address = ippb.Address(ip=str(self.owners[owner]), pool="default", node=request.node)
-        return ippb.AllocateResponse(address=address)
+        return ippb.AllocateResponse(addresses=[address])
 
     async def Release(self, request, context):
         owner = (request.owner.namespace, request.owner.name)

@@ -56,7 +56,8 @@ class Servicer(ipam_pb2_grpc.IpamServiceServicer):
         self.seen_traceparent = current_traceparent()
         if self.outcome is not None:
             raise self.outcome
-        return ipam_pb2.AllocateResponse(address=ipam_pb2.Address(ip=request.address))
+        wanted = [ipam_pb2.Address(ip=each) for each in request.addresses]
+        return ipam_pb2.AllocateResponse(addresses=wanted)
 
     async def Release(self, request, context):
         await context.abort(grpc.StatusCode.PERMISSION_DENIED, "said by hand")
@@ -331,11 +332,11 @@ async def test_stopping_lets_a_call_in_flight_finish(tmp_path: Path) -> None:
     ):
         stub = ipam_pb2_grpc.IpamServiceStub(dialled)
         answer = tasks.create_task(
-            call(stub.Allocate, ipam_pb2.AllocateRequest(address="10.0.0.1"), deadline_s=5)
+            call(stub.Allocate, ipam_pb2.AllocateRequest(addresses=["10.0.0.1"]), deadline_s=5)
         )
         await servicer.entered.wait()
         asyncio.get_running_loop().call_later(0.05, servicer.hold.set)
-    assert answer.result().address.ip == "10.0.0.1"
+    assert answer.result().addresses[0].ip == "10.0.0.1"
 
 
 async def test_a_client_that_goes_away_closes_the_handler_quietly(

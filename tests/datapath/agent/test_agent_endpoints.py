@@ -8,8 +8,8 @@ from ipaddress import IPv4Address
 
 import pytest
 
+from datapath.agent.addressing import Given
 from datapath.agent.endpoints import Endpoints, Wanted
-from datapath.agent.enforcement import Enforcement
 from datapath.agent.record import EndpointRecord, State
 from datapath.agent.view import Update, View
 from datapath.links import VethInfo
@@ -67,7 +67,7 @@ class FakeAddresses:
         if self.fails:
             raise self.fails
         self.next += record.key not in self.held
-        return self.held.setdefault(record.key, self.next)
+        return Given(self.held.setdefault(record.key, self.next))
 
     async def release(self, record):
         self.held.pop(record.key, None)

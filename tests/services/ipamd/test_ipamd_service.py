@@ -41,8 +41,9 @@ def owner(name: str) -> pb.Owner:
 
 
 async def allocate(stub, name: str, node: str = "a", address: str = "") -> pb.Address:
-    request = pb.AllocateRequest(node=node, owner=owner(name), address=address)
-    return (await call(stub.Allocate, request, deadline_s=5)).address
+    wanted = [address] if address else []
+    request = pb.AllocateRequest(node=node, owner=owner(name), addresses=wanted)
+    return (await call(stub.Allocate, request, deadline_s=5)).addresses[0]
 
 
 async def test_an_address_from_asking_to_releasing(tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ async def test_exhaustion_reaches_the_caller_in_words(tmp_path: Path) -> None:
     [
         (pb.AllocateRequest(owner=owner("w")), Invalid, "node is empty"),
         (pb.AllocateRequest(node="a"), Invalid, "namespace is empty"),
-        (pb.AllocateRequest(node="a", owner=owner("w"), address="x"), Invalid, "not an IPv4"),
+        (pb.AllocateRequest(node="a", owner=owner("w"), addresses=["x"]), Invalid, "not an IPv4"),
         (pb.AllocateRequest(node="a", owner=owner("w"), pool="blue"), NotFound, "no pool 'blue'"),
     ],
 )
