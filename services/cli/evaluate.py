@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from enum import StrEnum
 from itertools import product
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,9 +21,19 @@ if TYPE_CHECKING:
     from services.policy.cases import Case, CaseResult
     from services.policy.diff import Change, Difference
     from services.policy.explain import Reason
+    from services.policy.features import Dialect
     from services.policy.model import Policy
     from services.policy.parse import Problem
     from services.policy.stage import Stage
+
+
+class Reading(StrEnum):
+    """`--dialect`: auto, or the value of a services.policy.features.Dialect."""
+
+    AUTO = "auto"
+    TESSERA = "tessera"
+    CILIUM_1_17 = "cilium-1.17"
+
 
 # Recorded cases come in files of many thousands.
 MAX_CASES_BYTES = 64 << 20
@@ -48,15 +59,20 @@ def eval_cases(
         typer.Option("-f", "--file", help="Cases as JSON, or - ; repeatable.", metavar="PATH"),
     ],
     *,
+    dialect: Annotated[
+        Reading,
+        typer.Option(
+            help="Whose reading of manifests: auto is cilium-1.17 for what was recorded with it.",
+        ),
+    ] = Reading.AUTO,
     output: Output = Format.TABLE,
 ) -> None:
     """Judge recorded or made-up cases.
 
     Who may reach whom under which policies; one JSON object per line with -o json.
     """
-    from services.policy.evaluate import evaluate
-
-    results = (evaluate(case) for case in _cases(file))
+    broken: list[str] = []
+    results = _noting(_results(file, dialect), broken)
     if output is Format.JSON:
         _write_results(results)
     else:
@@ -73,6 +89,30 @@ def eval_cases(
             "ERROR",
         )
         write_table(head, rows, "no case")
+    for fault in broken:
+        note(fault)
+    if broken:
+        raise typer.Exit(1)
+
+
+def _noting(results: Iterable[CaseResult], broken: list[str]) -> Iterator[CaseResult]:
+    for result in results:
+        if result.error is not None:
+            broken.append(result.error)
+        yield result
+
+
+def _results(file: list[str], reading: Reading) -> Iterator[CaseResult]:
+    """A case that cannot be judged does not keep the others from it."""
+    from services.policy.cases import CaseResult
+    from services.policy.evaluate import evaluate
+    from services.runtime.errors import Invalid
+
+    for case, dialect in _cases(file, reading):
+        try:
+            yield evaluate(case, dialect)
+        except Invalid as fault:
+            yield CaseResult(case.name, (), (), str(fault))
 
 
 def _write_results(results: Iterator[CaseResult]) -> None:
@@ -100,18 +140,21 @@ def _rows(result: CaseResult) -> Iterator[tuple[str, ...]]:
         yield (result.name, str(subject.id), *sides, *counts, subject.error or "")
 
 
-def _cases(paths: list[str]) -> Iterator[Case]:
+def _cases(paths: list[str], reading: Reading) -> Iterator[tuple[Case, Dialect]]:
     import msgspec
 
     from services.cli import manifests
-    from services.policy.cases import Case, CaseFile
+    from services.policy.cases import Case, CaseFile, dialect_of
+    from services.policy.features import Dialect
     from services.runtime.errors import Invalid
 
     for one in manifests.read(paths, MAX_CASES_BYTES):
         try:
-            several = msgspec.json.decode(one.text, type=CaseFile).cases
-            for raw in (one.text,) if several is None else several:
-                yield msgspec.json.decode(raw, type=Case)
+            held = msgspec.json.decode(one.text, type=CaseFile)
+            for raw in (one.text,) if held.cases is None else held.cases:
+                case = msgspec.json.decode(raw, type=Case)
+                auto = reading is Reading.AUTO
+                yield case, dialect_of(case, held.format) if auto else Dialect(reading.value)
         except msgspec.DecodeError as fault:
             raise Invalid(f"{one.source} holds no cases: {fault}") from fault
 

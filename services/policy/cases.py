@@ -3,16 +3,19 @@
     Case: identities + policies + subjects with probes --evaluate--> CaseResult
 
 Keys that are not known are skipped: recorded expectations may stand beside the questions. Null
-reads as absent, as recorders of other languages write it.
+reads as absent, as recorders of other languages write it. What was recorded with Cilium 1.17 is
+read in its dialect: a file of format fuzz-1, or a case whose `source` says so.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import msgspec
 
 from services.policy.clauses import NamedPort
+from services.policy.features import Dialect
 
 PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1, "ICMPv6": 58}
 
@@ -35,16 +38,20 @@ class CaseSubject(msgspec.Struct, frozen=True):
 
 
 class Case(msgspec.Struct, frozen=True):
-    """dns: address -> the names it was learnt for. policies: objects, or {"object": object}."""
+    """dns: address -> the names it was learnt for. policies: objects, or {"object": object}.
+
+    source: where it comes from, in words.
+    """
 
     name: str = ""
+    source: str | None = None
     enforcement_mode: Literal["default", "always", "never", ""] = "default"
     dual_stack: bool = False
     allow_localhost: bool = True
     identities: tuple[CaseIdentity, ...] | None = None
-    dns: dict[str, tuple[str, ...]] | None = None
+    dns: dict[str, tuple[str, ...] | None] | None = None
     egress_named_ports: dict[str, int] | None = None
-    policies: tuple[dict[str, object], ...] | None = None
+    policies: tuple[object, ...] | None = None
     subjects: tuple[CaseSubject, ...] | None = None
 
 
@@ -63,16 +70,30 @@ class SubjectResult(msgspec.Struct, frozen=True):
     verdicts: tuple[str, ...]
 
 
-class CaseResult(msgspec.Struct, frozen=True):
+class CaseResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """error: what makes the case itself one that cannot be judged; absent otherwise."""
+
     name: str
     policies: tuple[PolicyResult, ...]
     subjects: tuple[SubjectResult, ...]
+    error: str | None = None
 
 
 class CaseFile(msgspec.Struct, frozen=True):
     """One case each; they are decoded one by one, so that a large file is not held as objects."""
 
     cases: tuple[msgspec.Raw, ...] | None = None
+    format: str | None = None
+
+
+RECORDED_FORMAT = "fuzz-1"
+_RECORDED = re.compile(r"cilium\b.*\b1\.17", re.IGNORECASE)
+
+
+def dialect_of(case: Case, format_: str | None) -> Dialect:
+    """In whose reading the policies of a case are meant."""
+    recorded = format_ == RECORDED_FORMAT or _RECORDED.search(case.source or "")
+    return Dialect.CILIUM_1_17 if recorded else Dialect.TESSERA
 
 
 def port_names(given: dict[str, int] | None) -> dict[NamedPort, int]:

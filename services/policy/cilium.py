@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Final
 
 from identity.selector import Selector
 from services.policy.clauses import Action, Direction
-from services.policy.features import Features
+from services.policy.features import Dialect, Features
 from services.policy.l7 import Auth
 from services.policy.model import PolicyClause, Position, Rule, Stance
 from services.policy.peers import peer_fields, read_peers, read_requirements
@@ -115,7 +116,9 @@ def _clauses(rule: Fields, reading: _Reading) -> Iterator[PolicyClause]:
     for name, direction, action in _LISTS:
         for index, at in enumerate(rule.items(name) or ()):
             place = Place(direction, action is Action.DENY, reading.on_nodes)
-            clause = _clause(at, index, place, reading)
+            checked = not place.deny or at.report.dialect is Dialect.TESSERA
+            with nullcontext() if checked else at.report.forgiving():
+                clause = _clause(at, index, place, reading)
             if clause is not None:
                 yield clause
 

@@ -33,7 +33,7 @@ from services.policy.clauses import (
 )
 from services.policy.compile import Answer, PortAnswer, Verdict, compile_direction
 from services.policy.conflicts import conflict
-from services.policy.features import Features
+from services.policy.features import Dialect, Features
 from services.policy.fqdn import label_of, name_matches
 from services.policy.l7 import Auth
 from services.policy.model import FqdnPeer, Policy
@@ -46,9 +46,9 @@ LAST_IDENTITY = (1 << 32) - 1
 _DIRECTIONS = {"ingress": Direction.INGRESS, "egress": Direction.EGRESS}
 
 
-def evaluate(case: Case) -> CaseResult:
+def evaluate(case: Case, dialect: Dialect = Dialect.TESSERA) -> CaseResult:
     """Invalid policies are left out of it, as a cluster would. Raises Invalid for a broken case."""
-    accepted, results = _accept(case)
+    accepted, results = _accept(case, dialect)
     try:
         world = World.of(case, accepted)
         subjects = tuple(_judge(world, subject) for subject in case.subjects or ())
@@ -57,11 +57,12 @@ def evaluate(case: Case) -> CaseResult:
     return CaseResult(case.name, results, subjects)
 
 
-def _accept(case: Case) -> tuple[list[Policy], tuple[PolicyResult, ...]]:
+def _accept(case: Case, dialect: Dialect) -> tuple[list[Policy], tuple[PolicyResult, ...]]:
     policies, results = [], []
     for number, given in enumerate(case.policies or ()):
-        value = given.get("object", given)
-        policy, problems = parse_object(value, f"policies[{number}]", "default", Features.ALL)
+        value = given.get("object", given) if isinstance(given, dict) else given
+        source = f"policies[{number}]"
+        policy, problems = parse_object(value, source, "default", Features.ALL, dialect)
         if policy is None:
             fault = next(one for one in problems if one.severity == "error")
             error = f"{fault.path}: {fault.message}" if fault.path else fault.message
@@ -130,7 +131,7 @@ def _labels(case: Case, identity: CaseIdentity, policies: Iterable[Policy]) -> L
     if not identity.prefix:
         return written
     network = ipaddress.ip_network(identity.prefix, strict=False)
-    names = (case.dns or {}).get(str(network.network_address), ())
+    names = (case.dns or {}).get(str(network.network_address))
     if not names or network.num_addresses > 1:
         return written
     labels = written.keep(lambda label: label.source != FQDN)

@@ -7,6 +7,7 @@ from typing import Final
 from identity.labels import K8S, NAMESPACE_KEY
 from identity.selector import Operator, Requirement, Selector
 from services.policy.clauses import Action, Direction
+from services.policy.features import Dialect
 from services.policy.model import EndpointPeer, Peer, PolicyClause, Position, Rule, Stance
 from services.policy.peers import read_cidr_block
 from services.policy.ports import ClausePorts, read_network_policy_ports
@@ -100,6 +101,8 @@ def _peer(at: Cursor, namespace: str) -> Peer | None:
     if namespaces is None:
         return EndpointPeer(chosen.and_(in_namespace(namespace)))
     where = read_selector(namespaces, NAMESPACE_LABELS).requirements
+    if where and at.report.dialect is Dialect.CILIUM_1_17:
+        return EndpointPeer(chosen.and_(*where))
     # Endpoints without a namespace (host, world) are in none, whatever the selector says.
     managed = Requirement(K8S, NAMESPACE_KEY, Operator.EXISTS)
     return EndpointPeer(chosen.and_(*where, managed))

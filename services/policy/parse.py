@@ -16,7 +16,7 @@ from typing import Final
 from services.policy.cilium import read_specs
 from services.policy.clauses import PolicyRef
 from services.policy.cluster import read_cluster_policy
-from services.policy.features import Features
+from services.policy.features import Dialect, Features
 from services.policy.kubernetes import read_network_policy
 from services.policy.model import Policy
 from services.policy.reader import Cursor, Fields, Problem, Report, TooMany, one_of
@@ -120,10 +120,14 @@ def parse(
 
 
 def parse_object(
-    value: object, source: str, default_namespace: str, features: Features = Features.NODE
+    value: object,
+    source: str,
+    default_namespace: str,
+    features: Features = Features.NODE,
+    dialect: Dialect = Dialect.TESSERA,
 ) -> tuple[Policy | None, tuple[Problem, ...]]:
     """One object that JSON has read already, so without places; None when it has an error."""
-    report = Report(source, features)
+    report = Report(source, features, dialect)
     try:
         root = Cursor(report, "", from_plain(value), _START)
         policy = _read_object(root, default_namespace)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.policy.clauses import NamedPort, PortRange
-from services.policy.features import Features
+from services.policy.features import Dialect, Features
 from services.policy.l7 import DNS, LISTENER, TLS, ProxyRule
 from services.policy.model import ProxiedPorts
 from services.policy.proxy_rules import FIELDS, Place, read_proxy_rule
@@ -257,7 +257,11 @@ def _icmp_field(at: Cursor) -> list[PortRange]:
         return []
     protocol, names = _FAMILIES[family]
     number = _icmp_type(type_at, word, family, names)
-    return [] if number is None else [PortRange(protocol, number, number)]
+    if number is None:
+        return []
+    if number == 0 and protocol == ICMP and at.report.dialect is Dialect.CILIUM_1_17:
+        return [PortRange(protocol, 0, LAST_PORT)]
+    return [PortRange(protocol, number, number)]
 
 
 def _icmp_type(at: Cursor, word: str, family: str, names: Mapping[str, int]) -> int | None:

@@ -8,12 +8,13 @@ an absent field, as it does for the Kubernetes API.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Literal
 
 from services.policy.clauses import PolicyRef
-from services.policy.features import Features
+from services.policy.features import Dialect, Features
 from services.policy.tree import Entry, Mapping, Node, Place, Plain, Scalar, Sequence, plain
 
 Severity = Literal["error", "warning"]
@@ -47,13 +48,27 @@ class Report:
 
     source: str
     features: Features = Features.NODE
+    dialect: Dialect = Dialect.TESSERA
     ref: PolicyRef | None = None
     problems: list[Problem] = field(default_factory=list)
     failed: bool = False
+    _forgiving: bool = field(default=False, init=False)
 
     def error(self, path: str, place: Place, message: str) -> None:
+        if self._forgiving:
+            self._add("warning", path, place, message)
+            return
         self.failed = True
         self._add("error", path, place, message)
+
+    @contextmanager
+    def forgiving(self) -> Iterator[None]:
+        """What would be an error is a warning in here: a dialect does not look at it."""
+        self._forgiving = True
+        try:
+            yield
+        finally:
+            self._forgiving = False
 
     def advise(self, path: str, place: Place, message: str) -> None:
         self._add("warning", path, place, message)
@@ -110,7 +125,9 @@ class Cursor:
         for entry in node.entries.values():
             if entry.key not in known:
                 message = f"unknown field {clipped(entry.key)!r}; {_nearest(entry.key, known)}"
-                self.report.error(_join(self.path, entry.key), entry.place, message)
+                strict = self.report.dialect is Dialect.TESSERA
+                note = self.report.error if strict else self.report.advise
+                note(_join(self.path, entry.key), entry.place, message)
 
     def items(self) -> list[Cursor] | None:
         """The elements of a list, nulls among them refused."""

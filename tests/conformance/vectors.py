@@ -22,9 +22,9 @@ from services.policy.cilium import read_rule
 from services.policy.clauses import Direction, PolicyRef, RuleId
 from services.policy.compile import Answer, Compiled, PortNames, compile_direction
 from services.policy.evaluate import word_of
-from services.policy.features import Features
+from services.policy.features import Dialect, Features
 from services.policy.model import Policy, Rule
-from services.policy.parse import parse
+from services.policy.parse import parse, parse_object
 from services.policy.reader import Cursor, Problem, Report
 from services.policy.requirements import narrowed
 from services.policy.resolve import Resolver, ResolverSettings, rule_count
@@ -66,6 +66,13 @@ class Tally:
 @dataclass(frozen=True)
 class Refused(Exception):
     problems: tuple[Problem, ...]
+
+
+def accept_in(dialect: Dialect, document: Mapping[str, Any]) -> Policy:
+    policy, problems = parse_object(document, "vector", "default", Features.ALL, dialect)
+    if policy is None:
+        raise Refused(problems)
+    return policy
 
 
 def accept(document: Mapping[str, Any]) -> Policy:

@@ -136,6 +136,85 @@ def test_the_command_answers_one_case_or_many(tmp_path):
     assert "1001" in table.stdout
 
 
+def test_a_case_that_cannot_be_judged_does_not_keep_the_others_from_it(tmp_path):
+    file = tmp_path / "cases.json"
+    broken = case(name="broken", egress_named_ports={"http": 80})
+    file.write_text(json.dumps({"cases": [broken, case()]}))
+    run = CliRunner().invoke(app, ["eval", "-f", str(file), "-o", "json"])
+    assert run.exit_code == 1
+    first, second = json.loads(run.stdout)["cases"]
+    assert "port name 'http'" in first["error"]
+    assert second["subjects"][0]["verdicts"][0] == "redirect"
+    assert "error" not in second
+
+
+@pytest.mark.parametrize(
+    "given", [WEB, {"object": WEB}, {"object": WEB, "valid": False, "comment": [1]}]
+)
+def test_a_policy_is_an_object_or_wrapped_in_one(given):
+    result = judged(policies=[given], recorded={"anything": 1}, k8s_divergent="policyTypes")
+    assert result.policies[0].valid
+    assert result.subjects[0].verdicts[0] == "redirect"
+
+
+@pytest.mark.parametrize("given", [7, "policy", None, [], {"object": None}, {}])
+def test_what_is_no_object_is_an_invalid_policy(given):
+    result = judged(policies=[given, WEB])
+    assert [policy.valid for policy in result.policies] == [False, True]
+
+
+@pytest.mark.parametrize("proto", [1, 6, 17, 47, 58, 132, 255])
+def test_protocols_are_numbers(proto):
+    """A clause without ports is about every protocol; one with a port about its own."""
+    wide = {
+        **WEB,
+        "spec": {"endpointSelector": {}, "ingress": [{"fromEntities": ["world"]}]},
+    }
+    asked = [{"id": 1001, "probes": [["ingress", 2, proto, 8], ["ingress", 1002, proto, 8]]}]
+    (subject,) = judged(policies=[wide], subjects=asked).subjects
+    assert subject.verdicts == ("allow", "deny")
+
+
+def icmp_type_0():
+    return {
+        **WEB,
+        "spec": {
+            "endpointSelector": {},
+            "ingress": [{"icmps": [{"fields": [{"type": 0}]}]}],
+            "ingressDeny": [{"fromEntities": ["nobody"]}],
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "valid", "verdicts"),
+    [
+        ({}, [], False, ["allow", "allow"]),
+        ({}, ["--dialect", "cilium-1.17"], True, ["allow", "allow"]),
+        ({"source": "computed by cilium pkg/policy (1.17.0)"}, [], True, ["allow", "allow"]),
+        ({"source": "cilium 1.17"}, ["--dialect", "tessera"], False, ["allow", "allow"]),
+    ],
+)
+def test_what_was_recorded_with_another_engine_is_read_as_it_reads(
+    tmp_path, changes, options, valid, verdicts
+):
+    """1.17 looks at no deny clause, and takes ICMP type 0 for every type."""
+    file = tmp_path / "case.json"
+    asked = [{"id": 1001, "probes": [["ingress", 2, 1, 0], ["ingress", 2, 1, 8]]}]
+    file.write_text(json.dumps(case(policies=[icmp_type_0()], subjects=asked, **changes)))
+    run = CliRunner().invoke(app, ["eval", "-f", str(file), "-o", "json", *options])
+    (answered,) = json.loads(run.stdout)["cases"]
+    assert answered["policies"][0]["valid"] == valid
+    assert answered["subjects"][0]["verdicts"] == verdicts
+
+
+def test_icmp_type_0_is_one_type_in_the_own_reading():
+    spec = {"endpointSelector": {}, "ingress": [{"icmps": [{"fields": [{"type": "EchoReply"}]}]}]}
+    asked = [{"id": 1001, "probes": [["ingress", 2, 1, 0], ["ingress", 2, 1, 8]]}]
+    (subject,) = judged(policies=[{**WEB, "spec": spec}], subjects=asked).subjects
+    assert subject.verdicts == ("allow", "deny")
+
+
 def test_null_reads_as_absent():
     (subject,) = judged(policies=None, dns=None, egress_named_ports=None).subjects
     assert set(subject.verdicts) == {"allow"}
