@@ -10,6 +10,7 @@ import pytest
 
 from datapath.agent.addressing import Given
 from datapath.agent.endpoints import Endpoints, Wanted
+from datapath.agent.enforcement import Enforcement
 from datapath.agent.record import EndpointRecord, State
 from datapath.agent.view import Update, View
 from datapath.links import VethInfo
