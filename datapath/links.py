@@ -18,7 +18,7 @@ import errno
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -32,8 +32,10 @@ from datapath.netns import netns_exists, open_netns, run_in
 from services.runtime.errors import Conflict, Invalid, NotFound, Unusable
 
 __all__ = [
+    "DEFAULT_ROUTE",
     "GATEWAY",
     "INTERFACE_NAME",
+    "MTU",
     "VethInfo",
     "create_veth",
     "delete_veth",
@@ -45,6 +47,8 @@ __all__ = [
 ]
 
 GATEWAY: Final = IPv4Address("169.254.1.1")
+DEFAULT_ROUTE: Final = "0.0.0.0/0"
+MTU: Final = 1500
 INTERFACE_NAME: Final = re.compile(r"[^\s/:]{1,15}")
 
 _NUD_PERMANENT: Final = 0x80
@@ -94,9 +98,16 @@ def ifindex_of(name: str) -> int:
 
 
 def create_veth(
-    netns: str, inner_name: str, outer_name: str, address: IPv4Address, *, mtu: int = 1500
+    netns: str,
+    inner_name: str,
+    outer_name: str,
+    address: IPv4Address,
+    *,
+    mtu: int = MTU,
+    routes: Sequence[str] = (DEFAULT_ROUTE,),
 ) -> VethInfo:
-    """A pair, inner side configured and up in `netns`, outer side down until `set_up`.
+    """A pair, inner side configured and up in `netns`, outer side down until `set_up`. `routes`:
+    CIDRs that the namespace reaches through it.
 
     NotFound: no such namespace. Conflict: a name is taken. Nothing is left behind on failure.
     """
@@ -107,7 +118,7 @@ def create_veth(
     try:
         info = _create_pair(netns, target, inner_name, outer_name, mtu)
         try:
-            run_in(target, lambda: _configure_inner(netns, inner_name, address, info))
+            run_in(target, lambda: _configure_inner(netns, inner_name, address, info, routes))
             _configure_outer(outer_name)
         except BaseException:
             delete_veth(outer_name)
@@ -145,22 +156,30 @@ def _create_pair(netns: str, target: int, inner: str, outer: str, mtu: int) -> V
     return VethInfo(ifindex_of(outer), host_mac, mac)
 
 
-def _configure_inner(netns: str, name: str, address: IPv4Address, info: VethInfo) -> None:
+def _configure_inner(
+    netns: str, name: str, address: IPv4Address, info: VethInfo, routes: Sequence[str]
+) -> None:
     with _netlink(f"cannot configure {name} in {netns}") as netlink:
         index = ifindex_of(name)
         netlink.link("set", index=ifindex_of("lo"), state="up")
         netlink.addr("add", index=index, address=str(address), prefixlen=32)
         netlink.link("set", index=index, state="up")
         _neighbour(netlink, index, GATEWAY, info.host_mac)
-        try:
-            netlink.route("add", dst="default", gateway=str(GATEWAY), oif=index, flags=["onlink"])
-        except NetlinkError as error:
-            if error.code == errno.EEXIST:
-                raise Conflict(
-                    f"namespace {netns} has a default route already: remove it (ip route del "
-                    f"default) and add the endpoint again"
-                ) from None
+        for route in routes:
+            _route(netlink, netns, index, route)
+
+
+def _route(netlink: Any, netns: str, index: int, dst: str) -> None:  # noqa: ANN401
+    try:
+        netlink.route("add", dst=dst, gateway=str(GATEWAY), oif=index, flags=["onlink"])
+    except NetlinkError as error:
+        if error.code != errno.EEXIST:
             raise
+        which = "a default route" if dst == DEFAULT_ROUTE else f"a route to {dst}"
+        raise Conflict(
+            f"namespace {netns} has {which} already: remove it (ip route del {dst}) and add the "
+            f"endpoint again"
+        ) from None
 
 
 def _neighbour(netlink: Any, index: int, address: IPv4Address, mac: bytes) -> None:  # noqa: ANN401  pyroute2 carries no types

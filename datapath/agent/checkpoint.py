@@ -153,9 +153,11 @@ def _journal(value: Any) -> Journal:  # noqa: ANN401
 
 
 def _record(fields: dict[str, Any]) -> EndpointRecord:
-    return EndpointRecord(
-        **{**fields, "labels": tuple(fields["labels"]), "state": State(fields["state"])}
-    )
+    """What an older agent did not write has its default."""
+    known = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+    }
+    return EndpointRecord(**{**known, "state": State(fields["state"])})
 
 
 def pack_view(view: View) -> bytes:

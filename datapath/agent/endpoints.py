@@ -16,7 +16,8 @@ concerns this node is undone at once; what the control plane must be told waits 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Any, Protocol, TypeVar
@@ -44,15 +45,23 @@ POLICY_DEADLINE_S = 15.0
 RELEASE_PAUSE_S = 2.0
 
 T = TypeVar("T")
+Vanished = Callable[[Sequence[EndpointRecord]], list[EndpointRecord]]
+"""Those of the given records whose interface is no longer there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
+    """`container` to `routes`: as in the record that is made of it."""
+
     namespace: str
     name: str
     labels: tuple[str, ...]
     netns: str
     interface: str
+    container: str = ""
+    network: str = ""
+    mtu: int = 0
+    routes: tuple[str, ...] = ()
 
 
 class Identities(Protocol):
@@ -134,7 +143,8 @@ class Endpoints:
         self._clock = clock
         self.next_id = next_id
         self._records = {record.key: record for record in records}
-        self._busy: set[tuple[str, str]] = set()
+        # Being created or deleted, and what tells when that is over.
+        self._busy: dict[tuple[str, str], asyncio.Event] = {}
         # An identity between "nobody here uses it" and "the control plane knows".
         self._letting_go: dict[NumericIdentity, asyncio.Event] = {}
         self._interests: dict[tuple[str, str], NumericIdentity] = {}
@@ -155,16 +165,34 @@ class Endpoints:
                 return record
         raise NotFound(f"no endpoint {ref} on this node; see GET /v1/endpoints")
 
+    def attached(self, container: str, interface: str) -> EndpointRecord | None:
+        """What a runtime asked for under these two names, released or not."""
+        for record in self._records.values():
+            if (record.container, record.interface) == (container, interface) and container:
+                return record
+        return None
+
+    async def at_rest(self, record: EndpointRecord) -> None:
+        """Returns when nobody is creating or deleting it."""
+        while record.key in self._busy:
+            await self._busy[record.key].wait()
+
+    @contextmanager
+    def _alone(self, key: tuple[str, str]) -> Iterator[None]:
+        over = self._busy[key] = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self._busy[key]
+            over.set()
+
     # -------------------------------------------------------------- create
 
     async def create(self, wanted: Wanted) -> EndpointRecord:
         """Raises `Invalid`, `Conflict`, `Retry`, `Exhausted`; then nothing of it is left."""
         record = await self._admit(wanted)
-        self._busy.add(record.key)
-        try:
+        with self._alone(record.key):
             made = await self._make(record)
-        finally:
-            self._busy.discard(record.key)
         log.info(
             "endpoint.created",
             endpoint=made.ref,
@@ -183,13 +211,16 @@ class Endpoints:
             )
         held = self._records.get(key)
         if held is not None and held.state is State.RELEASING and key not in self._busy:
-            await self._finish(held)
+            with self._alone(key):
+                await self._finish(held)
             held = self._records.get(key)
         if held is not None:
             raise Conflict(
                 f"endpoint {held.ref} exists already (number {held.id}); delete it first"
             )
         for other in self._records.values():
+            if other.state is State.RELEASING:
+                continue
             if (other.netns, other.interface) == (wanted.netns, wanted.interface):
                 taken = f"interface {wanted.interface} of {wanted.netns}"
                 raise Conflict(f"{taken} belongs to endpoint {other.ref}")
@@ -202,6 +233,10 @@ class Endpoints:
             interface=wanted.interface,
             outer=outer_name(self._node, wanted.namespace, wanted.name),
             state=State.CREATING,
+            container=wanted.container,
+            network=wanted.network,
+            mtu=wanted.mtu,
+            routes=wanted.routes,
         )
         self.next_id += 1
         self._records[key] = record
@@ -300,11 +335,8 @@ class Endpoints:
         record = self.find(ref)
         if record.key in self._busy:
             raise Conflict(f"endpoint {record.ref} is being created or deleted; ask again later")
-        self._busy.add(record.key)
-        try:
+        with self._alone(record.key):
             await self._take_down(record)
-        finally:
-            self._busy.discard(record.key)
         log.info("endpoint.deleted", endpoint=record.ref, identity=record.identity)
         return record
 
@@ -351,36 +383,44 @@ class Endpoints:
             del self._letting_go[identity]
             done.set()
 
-    async def tidy(self, present: Callable[[EndpointRecord], bool]) -> None:
-        """Until cancelled: clears what an earlier run left, then tells the control plane what it
-        could not be told at once."""
-        await self.clear_leftovers(present)
+    async def tidy(self, vanished: Vanished) -> None:
+        """Until cancelled: clears what an earlier run left and what vanishes without being deleted,
+        and tells the control plane what it could not be told at once."""
+        await self.clear_leftovers(vanished)
         while True:
-            for record in self.records:
-                if record.state is State.RELEASING and record.key not in self._busy:
-                    self._busy.add(record.key)
-                    try:
-                        await self._finish(record)
-                    except TesseraError:
-                        break
-                    finally:
-                        self._busy.discard(record.key)
+            await self._finish_released()
             await self._clock.sleep(RELEASE_PAUSE_S)
+            await self._clear_vanished(vanished)
+
+    async def _finish_released(self) -> None:
+        for record in self.records:
+            if record.state is State.RELEASING and record.key not in self._busy:
+                try:
+                    with self._alone(record.key):
+                        await self._finish(record)
+                except TesseraError:
+                    return
 
     # -------------------------------------------------------------- after a break
 
-    async def clear_leftovers(self, present: Callable[[EndpointRecord], bool]) -> None:
+    async def clear_leftovers(self, vanished: Vanished) -> None:
         """Start-up: take down what was half made, and what vanished while the agent was away."""
         for record in self.records:
-            if record.state is State.RELEASING:
-                continue
-            if record.state is State.CREATING or not present(record):
-                log.warning(
-                    "endpoint.cleared",
-                    endpoint=record.ref,
-                    reason="half made" if record.state is State.CREATING else "interface is gone",
-                )
-                await self._take_down(record)
+            if record.state is State.CREATING:
+                await self._clear(record, "half made")
+        await self._clear_vanished(vanished)
+
+    async def _clear_vanished(self, vanished: Vanished) -> None:
+        """An interface goes with its namespace, whoever took that away."""
+        for record in vanished([r for r in self.records if r.state is State.READY]):
+            await self._clear(record, "interface is gone")
+
+    async def _clear(self, record: EndpointRecord, reason: str) -> None:
+        if record.key in self._busy or self._records.get(record.key) != record:
+            return  # somebody else's since
+        log.warning("endpoint.cleared", endpoint=record.ref, reason=reason)
+        with self._alone(record.key):
+            await self._take_down(record)
 
     async def republish(self) -> None:
         """After a lost lease: references and announcements again, before anybody misses them."""

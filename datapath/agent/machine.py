@@ -20,7 +20,14 @@ class NodeMachine:
         return links.netns_exists(netns)
 
     def create_veth(self, record: EndpointRecord, address: IPv4Address) -> VethInfo:
-        return links.create_veth(record.netns, record.interface, record.outer, address)
+        return links.create_veth(
+            record.netns,
+            record.interface,
+            record.outer,
+            address,
+            mtu=record.mtu or links.MTU,
+            routes=record.routes or (links.DEFAULT_ROUTE,),
+        )
 
     def attach(self, ifindex: int, outer: str) -> None:
         self.datapath.attach(ifindex, outer)

@@ -209,7 +209,7 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             group.create_task(subscription.run())
             group.create_task(keeper.run())
             group.create_task(events.run())
-            group.create_task(endpoints.tidy(present_now))
+            group.create_task(endpoints.tidy(vanished))
             group.create_task(follow_own_addresses(enforcement, clock))
 
 
@@ -222,7 +222,8 @@ def take_over(
 ) -> None:
     """The endpoints that are still there go on being judged; the programs are exchanged after the
     tables are in order, so that a new program never meets an old table."""
-    here = [r for r in journal.endpoints if r.state is State.READY and present_now(r)]
+    there = recovery.interfaces()
+    here = [r for r in journal.endpoints if r.state is State.READY and recovery.present(r, there)]
     ops = enforcement.recover({r.ifindex: r.row() for r in here}, map(int, own))
     loaded.tables.config.put_many({0: NodeConfig(0, 0, int(IPv4Address(node_ip)))})
     replaced = loaded.replace_programs()
@@ -234,8 +235,9 @@ def take_over(
     log.info("agent.took_over", count=len(here), rows=ops.rows(), changed=replaced)
 
 
-def present_now(record: EndpointRecord) -> bool:
-    return recovery.present(record, recovery.interfaces())
+def vanished(records: Sequence[EndpointRecord]) -> list[EndpointRecord]:
+    there = recovery.interfaces()
+    return [record for record in records if not recovery.present(record, there)]
 
 
 async def follow_own_addresses(enforcement: Enforcement, clock: Clock) -> None:

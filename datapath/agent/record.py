@@ -24,8 +24,10 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class EndpointRecord:
-    """`outer`: the host side of the pair. While CREATING the fields after `state` are unset.
-    `address6`: 0 when its pool has no IPv6."""
+    """`outer`: the host side of the pair. While CREATING the fields from `identity` to `host_mac`
+    are unset. `address6`: 0 when its pool has no IPv6. `container`, `network`: of the runtime that
+    asked for it by CNI, else empty. `mtu` 0: what links.py gives. `routes`: CIDRs that its namespace
+    reaches through it; none: everything."""
 
     id: int
     namespace: str
@@ -41,6 +43,10 @@ class EndpointRecord:
     ifindex: int = 0
     mac: bytes = bytes(6)
     host_mac: bytes = bytes(6)
+    container: str = ""
+    network: str = ""
+    mtu: int = 0
+    routes: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[str, str]:

@@ -34,9 +34,13 @@ RECORD = EndpointRecord(
     State.READY,
     300,
     0x0A000001,
-    7,
-    b"\x02" * 6,
-    b"\x04" * 6,
+    ifindex=7,
+    mac=b"\x02" * 6,
+    host_mac=b"\x04" * 6,
+    container="c1",
+    network="pods",
+    mtu=1400,
+    routes=("10.0.0.0/8",),
 )
 CLAUSE = Clause(Direction.INGRESS, (2**63 + 5,), (PortRange(6, 80, 90),), Action.DENY, 17)
 

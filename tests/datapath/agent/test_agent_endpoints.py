@@ -298,8 +298,43 @@ async def test_what_was_half_made_when_the_agent_was_killed_is_cleared() -> None
     node.enforcement.remove_endpoint(made.ifindex)
     node.policies.unwant(made.identity)
     node.endpoints = node.start((half,))
-    await node.endpoints.clear_leftovers(lambda _: True)
+    await node.endpoints.clear_leftovers(lambda _: [])
     node.nothing_left()
+
+
+async def test_an_endpoint_whose_namespace_went_away_is_cleared() -> None:
+    node = Node()
+    made = await node.endpoints.create(wanted())
+    kept = await node.endpoints.create(wanted("y", "b"))
+    del node.machine.links[made.outer]
+
+    def vanished(records):
+        return [r for r in records if r.outer not in node.machine.links]
+
+    async with asyncio.TaskGroup() as group:
+        tidy = group.create_task(node.endpoints.tidy(vanished))
+        async with asyncio.timeout(5):
+            while len(node.endpoints.records) > 1:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        tidy.cancel()
+    assert node.endpoints.records == (kept,)
+    assert node.machine.forgotten == [made.address]
+
+
+async def test_whoever_waits_for_an_endpoint_at_rest_sees_it_ready_or_gone() -> None:
+    node = Node()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(node.endpoints.create(wanted()))
+        while not node.endpoints.records:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        (begun,) = node.endpoints.records
+        assert begun.state is State.CREATING
+        await node.endpoints.at_rest(begun)
+        assert [r.state for r in node.endpoints.records] == [State.READY]
+        group.create_task(node.endpoints.delete(begun.ref))
+        await asyncio.sleep(0)
+        await node.endpoints.at_rest(begun)
+        node.nothing_left()
 
 
 async def test_a_new_number_after_a_lost_lease_takes_over_without_a_gap() -> None:
