@@ -26,7 +26,7 @@ class State(Enum):
 class EndpointRecord:
     """`outer`: the host side of the pair. While CREATING the fields from `identity` to `host_mac`
     are unset. `address6`: 0 when its pool has no IPv6. `container`, `network`: of the runtime that
-    asked for it by CNI, else empty. `mtu` 0: what links.py gives. `routes`: CIDRs that its namespace
+    asked for it by CNI, else empty. `mtu` 0: what links.py gives. `routes`: CIDRs its namespace
     reaches through it; none: everything."""
 
     id: int
