@@ -154,10 +154,11 @@ def _journal(value: Any) -> Journal:  # noqa: ANN401
 
 def _record(fields: dict[str, Any]) -> EndpointRecord:
     """What an older agent did not write has its default."""
-    known = {
+    known: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
     }
-    return EndpointRecord(**{**known, "state": State(fields["state"])})
+    known["state"] = State(fields["state"])
+    return EndpointRecord(**known)
 
 
 def pack_view(view: View) -> bytes:
