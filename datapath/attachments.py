@@ -170,9 +170,14 @@ class Attachments:
                 _unlink(self._links / (ifname + direction.suffix))
                 (self._filters / (ifname + direction.suffix)).unlink(missing_ok=True)
 
+    def names(self) -> set[str]:
+        """Interfaces that anything is pinned for, gone ones included."""
+        pins = [*self._links.glob("*_*"), *self._filters.glob("*_*")]
+        return {pin.name.rpartition("_")[0] for pin in pins}
+
     def detach_all(self) -> None:
-        for pin in [*self._links.glob("*_*"), *self._filters.glob("*_*")]:
-            self.detach(pin.name.rpartition("_")[0])
+        for name in self.names():
+            self.detach(name)
 
     def attached(self) -> set[str]:
         both = {direction: set[str]() for direction in _DIRECTIONS}

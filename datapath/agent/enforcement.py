@@ -128,6 +128,11 @@ class Enforcement:
             egress.number if egress else SLOT_OPEN,
         )
 
+    @property
+    def unconfirmed(self) -> bool:
+        """The address tables are an earlier run's, and the stream has yet to speak of them."""
+        return self._addresses.doubted
+
     def counts(self) -> dict[str, int]:
         return {
             "slots": len(self._slots),

@@ -43,6 +43,8 @@ from datapath.agent.record import EndpointRecord, State
 from datapath.agent.session import Session
 from datapath.agent.status import Status
 from datapath.agent.subscribe import Subscription
+from datapath.agent.tools_api import ToolsApi
+from datapath.agent.verify import Verifier
 from datapath.agent.view import View
 from datapath.loader import AttachMode, Datapath
 from datapath.maps.layout import NodeConfig
@@ -195,6 +197,13 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
         status.observe()
 
         door = api.Api(endpoints, events, status.report).application()
+        verifier = Verifier(
+            loaded.tables,
+            enforcement,
+            loaded,
+            lambda: {r.ifindex: r.outer for r in endpoints.records if r.state is State.READY},
+        )
+        door.add_routes(ToolsApi(verifier, view).routes())
         await stack.enter_async_context(serve_metrics(config.metrics_listen, status.checks))
         await stack.enter_async_context(api.serve(door, Path(config.run_dir) / api.SOCKET_NAME))
         log.info(

@@ -34,7 +34,7 @@ ETCD_CLIENT_PORT = 7479
 # sun_path holds 108 bytes, the terminating zero included (unix(7)).
 _SOCKET_PATH_MAX = 107
 # Variables of the command line itself; a process would refuse them as unknown configuration.
-CLI_VARIABLES = ("TESSERA_SERVER", "TESSERA_AGENT_SOCKET")
+CLI_VARIABLES = ("TESSERA_SERVER", "TESSERA_AGENT_SOCKET", "TESSERA_BPF_DIR")
 
 
 @dataclass(frozen=True, slots=True)

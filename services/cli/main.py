@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from services.cli import endpoint, identity, observe, policy, processes, status, up
+from services.cli import bpf, endpoint, identity, observe, policy, processes, status, up
 from services.cli.demo import command as demo
 from services.cli.options import Output, examples
 from services.cli.output import Format, note, say, write_json
@@ -31,6 +31,7 @@ app.command(epilog=examples("tessera status", "tessera status -o json"))(status.
 app.add_typer(policy.app, name="policy")
 app.add_typer(endpoint.app, name="endpoint")
 app.add_typer(identity.app, name="identity")
+app.add_typer(bpf.app, name="bpf")
 app.command(
     epilog=examples(
         "tessera observe --follow --verdict dropped", "tessera observe --to shop/db --port 5432"

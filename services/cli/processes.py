@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
+
+import typer
 
 from services.cli.layout import MODULES, child_environ
 from services.cli.options import ConfigFile
 
+AGENT_CLEANUP = "datapath.agent.cleanup"
+
 
 def replace_by(process: str, config: ConfigFile) -> NoReturn:
-    argv = [sys.executable, "-m", MODULES[process]]
+    _replace(MODULES[process], config)
+
+
+def _replace(module: str, config: ConfigFile) -> NoReturn:
+    argv = [sys.executable, "-m", module]
     if config is not None:
         argv += ["--config", str(config)]
     os.execve(sys.executable, argv, child_environ(os.environ))
@@ -37,6 +45,17 @@ def apid(config: ConfigFile = None) -> None:
     replace_by("apid", config)
 
 
-def agent(config: ConfigFile = None) -> None:
+def agent(
+    config: ConfigFile = None,
+    *,
+    cleanup: Annotated[
+        bool,
+        typer.Option(
+            "--cleanup", help="Take interfaces, programs, maps and files of a stopped agent away."
+        ),
+    ] = False,
+) -> None:
     """Run the node agent (root)."""
+    if cleanup:
+        _replace(AGENT_CLEANUP, config)
     replace_by("agent", config)

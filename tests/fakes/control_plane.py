@@ -55,6 +55,12 @@ class FakeIdentities(idrpc.IdentityServiceServicer):
         self._check()
         return idpb.KeepAliveResponse(ttl_s=self.ttl_s if request.lease == self.lease else 0)
 
+    async def CloseSession(self, request, context):
+        self._check()
+        if request.lease == self.lease:
+            self.lose_lease()
+        return idpb.CloseSessionResponse()
+
     async def Allocate(self, request, context):
         self._check()
         results = []
