@@ -4,14 +4,15 @@
                                                           of the selector index and the prefixes
 
 Texts: a label selector as it is, `entity(world)`, `cidr(10.0.0.0/8 except 10.1.0.0/16)`,
-`address(10.0.0.0/8)` where endpoints and nodes with such an address belong to it too.
+`address(10.0.0.0/8)` where endpoints and nodes with such addresses belong to it too, and
+`any address(10.0.0.0/8)` where one address is enough (residents.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, TypeVar, assert_never
@@ -33,7 +34,8 @@ from services.policy.model import (
     NodePeer,
     Peer,
 )
-from services.policy.prefixes import Holders, Network, PrefixTable, covering, remaining
+from services.policy.prefixes import Network, PrefixTable, covering, remaining
+from services.policy.residents import ByAddress, Residents
 
 _WORLD: Final = ("world", "world-ipv4", "world-ipv6")
 _NODES: Final = ("host", "remote-node")
@@ -52,17 +54,21 @@ _CLUSTER: Final = (
 class GroupDef:
     """The union of selectors and of the identities of prefixes.
 
-    by_address: endpoints and nodes with an address in the prefixes count, too.
+    by_address: which endpoints and nodes count by their addresses, too. Prefixes are of one family.
     """
 
     id: GroupId
     text: str
     selectors: tuple[Selector, ...] = ()
     networks: tuple[Network, ...] = ()
-    by_address: bool = False
+    by_address: ByAddress = ByAddress.NONE
+
+    @property
+    def version(self) -> int:
+        return self.networks[0].version
 
 
-def definition(peer: Peer, cluster: str, *, by_address: bool = False) -> GroupDef | None:
+def definition(peer: Peer, cluster: str, by_address: ByAddress = ByAddress.NONE) -> GroupDef | None:
     """None for entity none, which chooses nobody. Entity all is no group but any peer."""
     match peer:
         case EndpointPeer(selector):
@@ -73,7 +79,7 @@ def definition(peer: Peer, cluster: str, *, by_address: bool = False) -> GroupDe
         case CidrPeer(prefix, excepts):
             without = f" except {','.join(excepts)}" if excepts else ""
             networks = remaining(peer)
-            kind = "address" if by_address else "cidr"
+            kind = by_address.value or "cidr"
             text = f"{kind}({prefix}{without})"
             return GroupDef(group_id(text), text, (), networks, by_address) if networks else None
         case FqdnPeer(pattern):
@@ -145,12 +151,10 @@ K = TypeVar("K")
 class GroupTable:
     """Groups in use, counted. `deltas` gathers changes of members until it is taken."""
 
-    def __init__(
-        self, index: SelectorIndex, prefixes: PrefixTable, addresses: Holders | None = None
-    ) -> None:
+    def __init__(self, index: SelectorIndex, prefixes: PrefixTable) -> None:
         self._index = index
         self._prefixes = prefixes
-        self._addresses = addresses if addresses is not None else Holders()
+        self._residents = Residents()
         self._groups: dict[GroupId, _Group] = {}
         self._by_selector: defaultdict[Selector, set[GroupId]] = defaultdict(set)
         self._by_network: defaultdict[Network, set[GroupId]] = defaultdict(set)
@@ -178,9 +182,10 @@ class GroupTable:
             self._by_selector[selector].add(wanted.id)
         for network in wanted.networks:
             members |= self._prefixes.within(network)
-            if wanted.by_address:
-                members |= self._addresses.within(network)
             self._by_network[network].add(wanted.id)
+        if wanted.by_address is not ByAddress.NONE:
+            self._residents.follow(wanted.id, wanted.networks)
+            members |= self._residents.chosen(wanted.id, wanted.version, wanted.by_address)
         self._groups[wanted.id] = _Group(wanted, members, users=1)
         return True
 
@@ -197,6 +202,7 @@ class GroupTable:
             _forget(self._by_selector, selector, group)
         for network in held.definition.networks:
             _forget(self._by_network, network, group)
+        self._residents.forget(group)
         return True
 
     def selectors_changed(
@@ -217,18 +223,29 @@ class GroupTable:
             self._prefix_changed(network, _NOBODY, BitMap([number]))
 
     def address_added(self, network: Network, number: NumericIdentity) -> None:
-        for group in self._around(network):
-            if group.definition.by_address:
-                self._change(group, BitMap([number]), _NOBODY)
+        touched = self._residents.add(network, number, self._by_address_around(network))
+        self._reside(touched, number, network.version)
 
     def address_removed(self, network: Network, number: NumericIdentity) -> None:
-        """The identity may still be in a group by another address."""
-        gone = BitMap([number])
-        for group in self._around(network):
-            if group.definition.by_address:
-                networks = group.definition.networks
-                held = (self._addresses.within(around) for around in networks)
-                self._change(group, _NOBODY, gone - BitMap.union(_NOBODY, *held))
+        touched = self._residents.remove(network, number, self._by_address_around(network))
+        self._reside(touched, number, network.version)
+
+    def addresses_inside(self, group: GroupId, number: NumericIdentity) -> tuple[int, int]:
+        """Of a group by address: how many of its addresses lie inside, and how many it has."""
+        return self._residents.divided(group, number, self._groups[group].definition.version)
+
+    def _by_address_around(self, network: Network) -> list[GroupId]:
+        around = (group.definition for group in self._around(network))
+        return [each.id for each in around if each.by_address is not ByAddress.NONE]
+
+    def _reside(self, touched: Iterable[GroupId], number: NumericIdentity, version: int) -> None:
+        alone = BitMap([number])
+        for group in map(self._groups.__getitem__, touched):
+            wanted = group.definition
+            if wanted.version != version:
+                continue
+            chosen = self._residents.chooses(wanted.id, number, version, wanted.by_address)
+            self._change(group, *((alone, _NOBODY) if chosen else (_NOBODY, alone)))
 
     def take_deltas(self) -> dict[GroupId, Delta]:
         taken = {group: d for group, d in self._deltas.items() if d.added or d.removed}

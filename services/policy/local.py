@@ -43,6 +43,7 @@ from services.policy.clauses import (
 from services.policy.groups import GroupDef, definition
 from services.policy.model import EntityPeer, Peer, Policy, PolicyClause, Rule, Stance
 from services.policy.prefixes import Network
+from services.policy.residents import ByAddress
 
 Enforcement = Literal["default", "always", "never"]
 
@@ -98,8 +99,12 @@ class Naming:
     cluster: str
     by_address: bool = False
 
-    def group(self, peer: Peer) -> GroupDef | None:
-        return definition(peer, self.cluster, by_address=self.by_address)
+    def group(self, peer: Peer, action: Action) -> GroupDef | None:
+        if not self.by_address:
+            return definition(peer, self.cluster)
+        deny = action is Action.DENY
+        how = ByAddress.ANY_INSIDE if deny else ByAddress.ALL_INSIDE
+        return definition(peer, self.cluster, how)
 
 
 def resolve_policy(policy: Policy, rule_base: RuleId, naming: Naming) -> ResolvedPolicy:
@@ -132,7 +137,7 @@ def _peers(written: PolicyClause, naming: Naming) -> tuple[GroupDef, ...] | None
         return None
     if written.peers is None or EntityPeer("all") in written.peers:
         return ()
-    found = (naming.group(peer) for peer in written.peers)
+    found = (naming.group(peer, written.action) for peer in written.peers)
     return tuple({group.id: group for group in found if group is not None}.values()) or None
 
 

@@ -81,15 +81,17 @@ class Holders:
         return self._held.get(network, _NOBODY)
 
     def within(self, network: Network) -> BitMap:
+        return BitMap.union(_NOBODY, *self.each_within(network))
+
+    def each_within(self, network: Network) -> Iterator[BitMap]:
+        """Who holds each prefix within; not to be changed."""
         low = _key(network)
         last = low[1] + network.num_addresses - 1
-        found = BitMap()
         for at in range(bisect_left(self._order, low), len(self._order)):
             version, address, length = self._order[at]
             if version != low[0] or address > last:
                 break
-            found |= self._held[_network(version, address, length)]
-        return found
+            yield self._held[_network(version, address, length)]
 
 
 class PrefixTable:

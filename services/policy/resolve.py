@@ -11,6 +11,7 @@ so a new identity changes groups, not the policies of those who admit it.
 from __future__ import annotations
 
 import ipaddress
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -33,7 +34,7 @@ from services.policy.local import (
     resolve_policy,
 )
 from services.policy.model import Policy
-from services.policy.prefixes import Holders, Network, PrefixTable, labels_of
+from services.policy.prefixes import Network, PrefixTable, labels_of
 from services.policy.selectors import Kind
 from services.runtime.errors import NotFound
 
@@ -140,9 +141,8 @@ class Resolver:
         self._index = SelectorIndex()
         self._index.add_identities(reserved_labels())
         self._prefixes = PrefixTable()
-        self._addresses = Holders()
-        self._held: dict[NumericIdentity, frozenset[Network]] = {}
-        self._groups = GroupTable(self._index, self._prefixes, self._addresses)
+        self._held: defaultdict[NumericIdentity, set[Network]] = defaultdict(set)
+        self._groups = GroupTable(self._index, self._prefixes)
         self._policies: dict[PolicyRef, ResolvedPolicy] = {}
         self._rules: dict[RuleId, RuleSource] = {}
         # Subject selector -> the rules that have it, by policy.
@@ -289,19 +289,35 @@ class Resolver:
     def set_addresses(self, identity: NumericIdentity, prefixes: Iterable[str]) -> Changes:
         """Which addresses endpoints or nodes of this identity have; none forgets them.
 
-        CIDRs that are matched by address choose the identity as a whole as soon as they hold one.
+        CIDRs that are matched by address choose the identity as a whole (see residents.py).
         """
-        wanted = frozenset(ipaddress.ip_network(prefix) for prefix in prefixes)
-        had = self._held.pop(identity, frozenset())
-        if wanted:
-            self._held[identity] = wanted
-        for network in wanted - had:
-            self._addresses.add(network, identity)
-            self._groups.address_added(network, identity)
-        for network in had - wanted:
-            self._addresses.discard(network, identity)
+        wanted = {ipaddress.ip_network(prefix) for prefix in prefixes}
+        had = self._held.get(identity, set())
+        return self.move_addresses(
+            came=[(identity, network) for network in wanted - had],
+            went=[(identity, network) for network in had - wanted],
+        )
+
+    def move_addresses(
+        self,
+        came: Iterable[tuple[NumericIdentity, Network]] = (),
+        went: Iterable[tuple[NumericIdentity, Network]] = (),
+    ) -> Changes:
+        """Addresses that identities have from now on, and do not any more, as one change."""
+        for identity, network in went:
             self._groups.address_removed(network, identity)
+            held = self._held.get(identity, set())
+            held.discard(network)
+            if not held:
+                self._held.pop(identity, None)
+        for identity, network in came:
+            self._held[identity].add(network)
+            self._groups.address_added(network, identity)
         return _Recorder().changes(self._groups)
+
+    def addresses_inside(self, group: GroupId, identity: NumericIdentity) -> tuple[int, int]:
+        """Of a group by address: how many of its addresses lie inside, and how many it has."""
+        return self._groups.addresses_inside(group, identity)
 
     def _is_fixed(self, number: NumericIdentity) -> bool:
         return number in reserved_labels() or self._prefixes.holds(number)
@@ -312,7 +328,6 @@ class Resolver:
         if network is not None:
             self._groups.prefixes_removed({network: number})
         for held in self._held.pop(number, ()):
-            self._addresses.discard(held, number)
             self._groups.address_removed(held, number)
 
     def _forget_locals(self, numbers: BitMap) -> None:

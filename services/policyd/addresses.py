@@ -4,17 +4,20 @@
     nodes (remote-node) ----------------------------------------------+--> rows by address
     prefixes (CIDRs that policies name) ------------------------------+
 
-Pure. Writers touch addresses; `settle` compares what is to be shown of them with what was.
+Pure. Writers touch addresses; `settle` compares what is to be shown of them with what was, and says
+which identities have other addresses by that: CIDRs may be matched by them.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_network
 from typing import TypeVar
 
-from identity.numbers import REMOTE_NODE, NumericIdentity
+from identity.numbers import HOST, REMOTE_NODE, NumericIdentity
+from services.policy.prefixes import Network
 
 K = TypeVar("K")
 
@@ -36,6 +39,16 @@ class Row:
     node: str = ""
     namespace: str = ""
     name: str = ""
+
+
+@dataclass(slots=True)
+class Settled:
+    """`different`: addresses whose row came, went or differs. `came`, `went`: what endpoints and
+    nodes are found at now, and no longer."""
+
+    different: set[str] = field(default_factory=set)
+    came: list[tuple[NumericIdentity, Network]] = field(default_factory=list)
+    went: list[tuple[NumericIdentity, Network]] = field(default_factory=list)
 
 
 class Addresses:
@@ -98,20 +111,23 @@ class Addresses:
         for identity in identities:
             self._touched.update(self._by_identity.get(identity, ()))
 
-    def settle(self) -> frozenset[str]:
-        """The addresses whose row came, went or differs since the last call."""
-        different = set()
+    def settle(self) -> Settled:
+        """What is different since the last call."""
+        settled = Settled()
         for cidr in self._touched:
-            row = self._row(cidr)
-            if row == self._shown.get(cidr):
+            row, was = self._row(cidr), self._shown.get(cidr)
+            if row == was:
                 continue
-            different.add(cidr)
+            settled.different.add(cidr)
             if row is None:
                 del self._shown[cidr]
             else:
                 self._shown[cidr] = row
+            now, before = set(_residents(row)), set(_residents(was))
+            settled.came += now - before
+            settled.went += before - now
         self._touched.clear()
-        return frozenset(different)
+        return settled
 
     def _row(self, cidr: str) -> Row | None:
         node = self._node_at(cidr)
@@ -134,6 +150,16 @@ class Addresses:
     def _touch_host(self, ip: str) -> None:
         self._touched.add(ip)
         self._touched.update(self._by_host.get(ip, ()))
+
+
+def _residents(row: Row | None) -> Iterator[tuple[NumericIdentity, Network]]:
+    """Of an endpoint its identity; of a node that of nodes, its own and others'."""
+    if row is None or "/" in row.cidr:
+        return
+    network = ip_network(row.cidr)
+    yield row.identity, network
+    if row.identity == REMOTE_NODE:
+        yield HOST, network
 
 
 def _discard(index: dict[K, set[str]], key: K, member: str) -> None:

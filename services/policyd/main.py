@@ -22,6 +22,7 @@ import grpc.aio
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from services.policy.resolve import Resolver, ResolverSettings
+from services.policy.selectors import Kind
 from services.policyd.admin import PolicyAdmin
 from services.policyd.apply import Policies
 from services.policyd.distribute import Distributor
@@ -40,15 +41,32 @@ from services.wire.server import serve
 log = logger(__name__)
 
 
+_DEFAULTS = PolicydConfig()
+
+
+def by_address(cidr_match: str, ipblock_match: str) -> frozenset[str]:
+    """The kinds whose CIDRs are matched by address; a ClusterNetworkPolicy knows no other way."""
+    found = {Kind.CLUSTER_NETWORK_POLICY}
+    if cidr_match == "addresses":
+        found |= {Kind.CNP, Kind.CCNP}
+    if ipblock_match == "addresses":
+        found.add(Kind.NETWORK_POLICY)
+    return frozenset(found)
+
+
 class Policyd:
     """The parts, wired."""
 
-    def __init__(self, store: Store, clock: Clock, cluster: str = "default") -> None:
+    def __init__(self, store: Store, clock: Clock, config: PolicydConfig = _DEFAULTS) -> None:
         self._store = store
         self._clock = clock
         self.pulse = Pulse()
         # Whether a node's own host is let in is that node's configuration; its agent adds it.
-        settings = ResolverSettings(allow_localhost=False, cluster=cluster)
+        settings = ResolverSettings(
+            allow_localhost=False,
+            cluster=config.cluster,
+            by_address=by_address(config.cidr_match, config.ipblock_match),
+        )
         self.state = State(Resolver(settings))
         self.distributor = Distributor(self.state)
         self.nodes = Nodes(self.pulse)
@@ -111,7 +129,7 @@ def observe(policyd: Policyd) -> None:
 
 async def serve_until_stopped(config: PolicydConfig) -> None:
     async with open_store(config.etcd) as store:
-        policyd = Policyd(store, SystemClock(), config.cluster)
+        policyd = Policyd(store, SystemClock(), config)
         observe(policyd)
         async with (
             process.serve_metrics(config.metrics_listen, policyd.checks),

@@ -4,6 +4,7 @@
                                +--> policies ---------------+--> Resolver --> groups, policies
                                +--> identities that went ---+        |
                                +--> addresses, nodes --> Addresses <-+ known identities, prefixes
+                                                             +--> Resolver: who has which address
 
 Pure but for the log. What cannot be read changes nothing: the last good value stays in force.
 An address is shown once its identity is known, and no longer: within one change-set the address
@@ -152,7 +153,9 @@ class State:
         self._announcements(batch.addresses)
         self._nodes(batch.nodes)
         self._identities_went(batch.identities, gathering)
-        gathering.addresses |= self.addresses.settle()
+        settled = self.addresses.settle()
+        gathering.addresses |= settled.different
+        self._resolved(self.resolver.move_addresses(settled.came, settled.went), gathering)
         self.synced = self.synced or any(isinstance(event, Synced) for event in events)
         return gathering.close()
 

@@ -26,6 +26,7 @@ from services.runtime.values import check, check_listeners, is_host_port
 COMMON_SECTIONS: Final = ("etcd", "log", "telemetry")
 PROCESS_SECTIONS: Final = ("identityd", "ipamd", "policyd", "apid", "agent")
 ATTACH: Final = ("auto", "tcx", "clsact")
+CIDR_MODES: Final = ("cilium", "addresses")
 SECRET_KEYS: Final = frozenset({"password"})
 
 Seconds = Annotated[float, Meta(gt=0)]
@@ -110,7 +111,9 @@ class IpamdConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PolicydConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`cluster`: identityd's, whose name is in the labels of every identity."""
+    """`cluster`: identityd's, whose name is in the labels of every identity. `cidr_match` of
+    Cilium's kinds, `ipblock_match` of NetworkPolicies: `cilium` chooses addresses outside of the
+    cluster only, `addresses` endpoints and nodes, too."""
 
     etcd: EtcdConfig = EtcdConfig()
     log: LogConfig = LogConfig()
@@ -118,9 +121,14 @@ class PolicydConfig(Struct, frozen=True, forbid_unknown_fields=True):
     listen: str = "127.0.0.1:7403"
     metrics_listen: str = "127.0.0.1:7413"
     cluster: str = "default"
+    cidr_match: str = "cilium"
+    ipblock_match: str = "addresses"
 
     def __post_init__(self) -> None:
         check_listeners(self.listen, self.metrics_listen)
+        for key in ("cidr_match", "ipblock_match"):
+            mode = getattr(self, key)
+            check(mode in CIDR_MODES, f"{key}: {mode!r} is none of {', '.join(CIDR_MODES)}")
 
 
 class ApidConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from identity.labels import Labels
-from identity.numbers import NumericIdentity
+from identity.numbers import HOST, NumericIdentity
 from services.policy.clauses import RuleId
 from services.policy.features import Features
 from services.policy.parse import parse_object
@@ -134,3 +135,74 @@ def apply_learnt(resolver, number, prefix):
         resolver.place(LEARNT[number], prefix, WORLD)
     else:
         resolver.remove_identities([LEARNT[number]])
+
+
+# ------------------------------------------------------------------ several addresses
+
+
+def sides(kinds):
+    """An allow and a deny of the same CIDR, matched by address."""
+    document = {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumNetworkPolicy",
+        "metadata": {"name": "p", "namespace": "shop"},
+        "spec": {
+            "endpointSelector": {},
+            "ingress": [{"fromCIDR": ["10.0.0.0/24"]}],
+            "ingressDeny": [{"fromCIDR": ["10.0.0.0/24"]}],
+        },
+    }
+    found, problems = parse_object(document, "test", "shop", Features.ALL)
+    assert found is not None, problems
+    resolver = Resolver(ResolverSettings(by_address=frozenset(kinds)))
+    resolver.set_identities({number: Labels.parse([f"k8s:pod=p{number}"]) for number in PODS})
+    resolver.set_policy(found, RuleId(16))
+    return resolver
+
+
+def sides_chosen(resolver):
+    watcher = NumericIdentity(1999)
+    labels = Labels.parse(["k8s:pod=watcher", "k8s:io.kubernetes.pod.namespace=shop"])
+    resolver.set_identities({watcher: labels})
+    clauses = resolver.local_policy(watcher).clauses
+    own = [clause for clause in clauses if clause.rule_id >= 16]
+    return [set(resolver.group(clause.groups[0]).members) & {*PODS, HOST} for clause in own]
+
+
+INSIDE, OUTSIDE, OTHER_FAMILY = "10.0.0.7/32", "10.9.0.1/32", "2001:db8::7/128"
+
+
+@pytest.mark.parametrize(
+    ("addresses", "allowed", "denied"),
+    [
+        ([], False, False),
+        ([INSIDE], True, True),
+        ([OUTSIDE], False, False),
+        ([INSIDE, OUTSIDE], False, True),
+        ([INSIDE, OTHER_FAMILY], True, True),
+        ([OTHER_FAMILY], False, False),
+    ],
+)
+@pytest.mark.parametrize("backwards", [False, True])
+def test_an_allow_takes_all_of_the_addresses_and_a_deny_one(addresses, allowed, denied, backwards):
+    resolver = sides({"CiliumNetworkPolicy"})
+    resolver.set_addresses(PODS[0], ["10.0.0.9/32", "10.8.0.1/32"])
+    for n in range(len(addresses) + 1):
+        resolver.set_addresses(PODS[0], (addresses[::-1] if backwards else addresses)[:n])
+    allow, deny = sides_chosen(resolver)
+    assert (PODS[0] in allow, PODS[0] in deny) == (allowed, denied)
+
+
+def test_the_local_host_is_kept_out_by_all_of_its_addresses_only():
+    """It is another host on every node."""
+    resolver = sides({"CiliumNetworkPolicy"})
+    resolver.set_addresses(HOST, [INSIDE, OUTSIDE])
+    assert sides_chosen(resolver) == [set(), set()]
+    resolver.set_addresses(HOST, [INSIDE])
+    assert sides_chosen(resolver) == [{HOST}, {HOST}]
+
+
+def test_no_address_counts_where_only_the_outside_does():
+    resolver = sides(set())
+    resolver.set_addresses(PODS[0], [INSIDE])
+    assert sides_chosen(resolver) == [set(), set()]

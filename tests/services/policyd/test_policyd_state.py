@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from ipaddress import ip_network
 
 import pytest
 from pyroaring import BitMap
 
-from identity.numbers import NumericIdentity
+from identity.numbers import HOST, REMOTE_NODE, NumericIdentity
 from services.policy.clauses import GroupId
 from services.policy.resolve import GroupChange, Resolver, ResolverSettings
-from services.policyd.addresses import Addresses, Announcement
+from services.policyd.addresses import Addresses, Announcement, Settled
 from services.policyd.change import ChangeSet, Gathering, compose
 from services.policyd.distribute import Distributor
 from services.policyd.records import object_key, ref_of
@@ -87,10 +88,10 @@ def test_an_address_is_shown_while_its_identity_is_known() -> None:
     known = {WEB}
     addresses = Addresses(known.__contains__)
     addresses.announce("10.2.0.1", Announcement(WEB, "192.0.2.1", "shop", "web"))
-    assert addresses.settle() == {"10.2.0.1"}
+    assert addresses.settle().different == {"10.2.0.1"}
     known.clear()
     addresses.identities_changed([WEB])
-    assert addresses.settle() == {"10.2.0.1"}
+    assert addresses.settle().different == {"10.2.0.1"}
     assert addresses.rows == {}
     known.add(WEB)
     addresses.identities_changed([WEB])
@@ -103,7 +104,22 @@ def test_an_address_announced_again_alike_is_no_change() -> None:
     for _ in range(2):
         addresses.announce("10.2.0.1", Announcement(WEB, "192.0.2.1", "shop", "web"))
         changes = addresses.settle()
-    assert changes == frozenset()
+    assert changes == Settled()
+
+
+def test_who_is_found_where_follows_the_rows() -> None:
+    addresses = Addresses(lambda _: True)
+    addresses.announce("10.2.0.1", Announcement(WEB, "192.0.2.1", "shop", "web"))
+    addresses.set_node("n1", ("192.0.2.1",))
+    addresses.set_prefixes({"10.2.0.1/32": NumericIdentity(1 << 24 | 1)})
+    settled = addresses.settle()
+    pod, node = ip_network("10.2.0.1"), ip_network("192.0.2.1")
+    assert sorted(settled.came) == [(HOST, node), (REMOTE_NODE, node), (WEB, pod)]
+    addresses.withdraw("10.2.0.1")
+    addresses.remove_node("n1")
+    settled = addresses.settle()
+    assert sorted(settled.went) == [(HOST, node), (REMOTE_NODE, node), (WEB, pod)]
+    assert settled.came == []
 
 
 async def test_the_first_change_goes_out_at_once_and_a_storm_in_rounds() -> None:
