@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from services.apid.backends import Backends
-from services.apid.errors import MAX_BODY_BYTES, Handler, problems
-from services.apid.handlers import Handlers
-from services.apid.openapi import document
-from services.apid.routes import table
+from services.apid.rest import conditional
+from services.apid.rest.errors import MAX_BODY_BYTES, Handler, problems
+from services.apid.rest.openapi import document
+from services.apid.rest.route import AnyRoute, Route
+from services.apid.rest.serve import serving
+from services.apid.rest.sse import KEEP_ALIVE_S, Streams
 from services.runtime import health, metrics
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.tracing import TRACEPARENT, span
@@ -20,19 +23,26 @@ _request_seconds = metrics.meter("tessera.apid").create_histogram(
 )
 
 
-def application(backends: Backends, clock: Clock | None = None) -> web.Application:
+def application(
+    routes: Sequence[AnyRoute], clock: Clock | None = None, *, keep_alive_s: float = KEEP_ALIVE_S
+) -> web.Application:
+    """Serves `routes`, and the document made from them."""
     observed = observer(clock or SystemClock())
     app = web.Application(middlewares=[observed, problems], client_max_size=MAX_BODY_BYTES)
-    routes = table(Handlers(backends))
+    streams = Streams(keep_alive_s)
     described = msgspec.json.encode(document(routes))
 
-    async def openapi(_request: web.Request) -> web.Response:
-        return web.Response(body=described, content_type="application/json")
+    async def openapi(request: web.Request) -> web.Response:
+        return conditional.read(request, described, conditional.tag_of(described))
 
     for route in routes:
-        app.router.add_route(route.method, route.path, route.handler)
+        handler = serving(route, streams)
+        app.router.add_route(route.method, route.path, handler)
+        if isinstance(route, Route) and route.method == "GET":
+            app.router.add_route("HEAD", route.path, handler)
     app.router.add_get("/v1/openapi.json", openapi)
     app.add_routes(health.routes())
+    app.on_shutdown.append(streams.stop)
     return app
 
 

@@ -1,8 +1,8 @@
 """apid: the one REST door.
 
-    operators, console --HTTP--> traced --> problems --> Handlers --> Backends --gRPC--> identityd
-                                                                                         ipamd
-                                                                                         policyd
+    operators, console --HTTP--> observed --> problems --> rest/serve.py --> a noun's routes.py
+                                                                                    |
+                                       identityd, ipamd, policyd <--gRPC-- its backend.py
 Keeps no state. A backend that is away fails the requests that need it, and no others.
 """
 
@@ -18,6 +18,7 @@ from aiohttp import web
 
 from services.apid.app import application
 from services.apid.backends import connected
+from services.apid.routes import table
 from services.runtime import process
 from services.runtime.config import ApidConfig
 from services.runtime.errors import Unusable
@@ -33,7 +34,7 @@ _SHUTDOWN_S = 3.0
 async def serve_until_stopped(config: ApidConfig) -> None:
     async with (
         connected(config) as backends,
-        listening(application(backends), config.listen) as address,
+        listening(application(table(backends)), config.listen) as address,
     ):
         log.info("apid.serving", listen=address)
         await asyncio.Event().wait()

@@ -84,8 +84,10 @@ def apply_all(door: Client, request: Request, traceparent: str, wait_s: float) -
 def _with_states(door: Client, outcome: Outcome) -> Outcome:
     """Accepted is not enforced: the server says so of the stored policy, not of the request."""
     kinds = {policy.kind for policy in outcome.policies}
-    query = {"kind": kinds.pop()} if len(kinds) == 1 else {}
-    stored = views.decode(door.get("/v1/policies", query), views.StoredPolicies).policies
+    query = {"fields": "kind,namespace,name,state"}
+    query |= {"kind": kinds.pop()} if len(kinds) == 1 else {}
+    body = door.all_of("/v1/policies", "policies", query)
+    stored = views.decode(body, views.StoredPolicies).policies
     states = {(one.kind, one.namespace, one.name): one.state for one in stored}
     policies = tuple(
         msgspec.structs.replace(one, state=states.get((one.kind, one.namespace, one.name), ""))

@@ -24,17 +24,23 @@ from services.runtime.errors import (
 )
 
 DEADLINE_S = 15.0
+# The most that apid gives at once.
+PAGE = 10_000
 _NO_HEADERS: Mapping[str, str] = {}
 _NO_QUERY: Mapping[str, str | int] = {}
 
 _BY_STATUS: dict[int, type[TesseraError]] = {
     404: NotFound,
     409: Conflict,
+    410: Conflict,
     412: Unusable,
+    501: Unusable,
     503: Retry,
     504: Retry,
     507: Exhausted,
 }
+# Where the status alone says too little.
+_BY_TYPE: dict[str, type[TesseraError]] = {"urn:tessera:problem:precondition-failed": Conflict}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +114,21 @@ class Client:
     ) -> bytes:
         return self.request("GET", path, query, deadline_s=deadline_s)
 
+    def all_of(
+        self, path: str, items: str, query: Mapping[str, str | int] = _NO_QUERY, at_most: int = 0
+    ) -> bytes:
+        """A list, as if it were one page. `items`: the field that grows. `at_most` 0: all of it."""
+        wanted = dict(query) | {"limit": min(at_most or PAGE, PAGE)}
+        body = self.get(path, wanted)
+        whole = json.loads(body)
+        while (following := whole.get("next")) and (not at_most or len(whole[items]) < at_most):
+            left = at_most - len(whole[items]) if at_most else PAGE
+            wanted |= {"cursor": following, "limit": min(left, PAGE)}
+            page = json.loads(self.get(path, wanted))
+            whole[items] += page[items]
+            whole["next"] = page.get("next", "")
+        return json.dumps(whole).encode()
+
     def lines(self, path: str, query: Mapping[str, str | int] = _NO_QUERY) -> Iterator[bytes]:
         """The lines of a streamed answer as they arrive; ends when the server ends it."""
         connection = self._connection(None)
@@ -178,20 +199,23 @@ def segment(text: str) -> str:
 
 def failure(reply: Reply) -> TesseraError:
     """The server's own words (RFC 9457 `detail`) as the exception its status stands for."""
-    kind = _BY_STATUS.get(reply.status, Invalid if reply.status < 500 else Retry)
-    return kind(_words(reply))
+    problem = _problem(reply)
+    by_status = _BY_STATUS.get(reply.status, Invalid if reply.status < 500 else Retry)
+    kind = _BY_TYPE.get(str(problem.get("type")), by_status)
+    words = problem.get("detail") or problem.get("title") or _fallback(reply)
+    return kind(" ".join(str(words).split()))
 
 
-def _words(reply: Reply) -> str:
-    fallback = f"the server answered {reply.status} {http.client.responses.get(reply.status, '')}"
+def _problem(reply: Reply) -> dict[str, object]:
     try:
         problem = json.loads(reply.body)
     except ValueError:
-        return fallback.rstrip()
-    if not isinstance(problem, dict):
-        return fallback.rstrip()
-    words = problem.get("detail") or problem.get("title") or fallback
-    return " ".join(str(words).split())
+        return {}
+    return problem if isinstance(problem, dict) else {}
+
+
+def _fallback(reply: Reply) -> str:
+    return f"the server answered {reply.status} {http.client.responses.get(reply.status, '')}"
 
 
 def _target(path: str, query: Mapping[str, str | int]) -> str:

@@ -32,9 +32,7 @@ def list_(
     query: dict[str, str | int] = {}
     if labels:
         query["labels"] = labels
-    if limit:
-        query["limit"] = limit
-    body = client.server(server).get("/v1/identities", query)
+    body = client.server(server).all_of("/v1/identities", "identities", query, limit)
     if output is Format.JSON:
         write_json(body)
         return

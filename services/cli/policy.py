@@ -101,7 +101,7 @@ def get(
 
     query: dict[str, str | int] = {"kind": manifests.kind_named(kind)} if kind else {}
     query |= {key: text for key, text in (("namespace", namespace), ("name", name)) if text}
-    body = client.server(server).get("/v1/policies", query)
+    body = client.server(server).all_of("/v1/policies", "policies", query)
     found = views.decode(body, views.StoredPolicies).policies
     if name and not found:
         where = f" in namespace {namespace}" if namespace else ""

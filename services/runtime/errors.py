@@ -11,7 +11,7 @@ Classes are split by what the caller does, not by who failed:
     └── Unusable    this machine cannot do it (no root, no bpffs, kernel without a feature): stop
 
 A message says what is wrong, with which object, and what would fix it, in one line.
-REST maps these in apid/errors.py and gRPC in wire/server.py; nowhere else.
+REST maps these in apid/rest/errors.py and gRPC in wire/server.py; nowhere else.
 """
 
 

@@ -105,7 +105,7 @@ def random_policy(rng: random.Random, number: int) -> str:
 
 def engine_verdicts(stack: Stack, pods: dict[str, Pod], manifests: list[str]) -> dict[Probe, bool]:
     resolver = Resolver(ResolverSettings(allow_localhost=False))
-    listed = json.loads(stack.rest.get("/v1/identities"))["identities"]
+    listed = json.loads(stack.rest.all_of("/v1/identities", "identities"))["identities"]
     labels = {NumericIdentity(i["id"]): Labels.parse(i["labels"]) for i in listed if i["id"] > 255}
     resolver.set_identities(labels)
     for manifest in manifests:

@@ -132,7 +132,7 @@ def _endpoints(agent: Client) -> tuple[views.Endpoint, ...]:
 
 
 def _policies(server: Client) -> tuple[views.StoredPolicy, ...]:
-    return views.decode(server.get("/v1/policies"), views.StoredPolicies).policies
+    return views.decode(server.all_of("/v1/policies", "policies"), views.StoredPolicies).policies
 
 
 def _refuse_others(doors: Doors) -> None:

@@ -1,0 +1,84 @@
+"""policyd, asked on behalf of REST."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import grpc.aio
+from tessera_wire.policy.v1 import policy_pb2, policy_pb2_grpc
+
+from services.apid.backends import RPC_DEADLINE_S
+from services.apid.policies import model
+from services.wire.client import call
+
+# Parsing and writing as many policies as one request can hold.
+APPLY_DEADLINE_S: Final = 60.0
+
+
+class Policies:
+    def __init__(self, to: grpc.aio.Channel) -> None:
+        self._stub = policy_pb2_grpc.PolicyAdminStub(to)
+
+    async def apply(self, request: policy_pb2.ApplyRequest) -> model.Applied:
+        answer = await call(self._stub.Apply, request, deadline_s=APPLY_DEADLINE_S)
+        return model.Applied(
+            answer.revision, _applied(answer.policies), tuple(map(_problem, answer.problems))
+        )
+
+    async def delete(self, refs: Iterable[model.Ref], author: str) -> model.Deleted:
+        request = policy_pb2.DeleteRequest(
+            refs=[
+                policy_pb2.PolicyRef(kind=ref.kind, namespace=ref.namespace, name=ref.name)
+                for ref in refs
+            ],
+            author=author,
+        )
+        answer = await call(self._stub.Delete, request, deadline_s=RPC_DEADLINE_S)
+        return model.Deleted(
+            answer.revision, _applied(answer.policies), tuple(map(_ref, answer.not_found))
+        )
+
+    async def list(
+        self, kind: str, namespace: str, name: str
+    ) -> tuple[tuple[model.StoredPolicy, ...], int]:
+        """Policies, and the revision they are of."""
+        request = policy_pb2.ListRequest(kind=kind, namespace=namespace, name=name)
+        answer = await call(self._stub.List, request, deadline_s=RPC_DEADLINE_S)
+        return tuple(map(_stored, answer.policies)), answer.revision
+
+
+def _ref(message: policy_pb2.PolicyRef) -> model.Ref:
+    return model.Ref(message.kind, message.name, message.namespace)
+
+
+def _applied(messages: Sequence[policy_pb2.AppliedPolicy]) -> tuple[model.AppliedPolicy, ...]:
+    return tuple(
+        model.AppliedPolicy(m.ref.kind, m.ref.namespace, m.ref.name, m.action) for m in messages
+    )
+
+
+def _problem(message: policy_pb2.PolicyProblem) -> model.PolicyProblem:
+    return model.PolicyProblem(
+        severity=message.severity,
+        message=message.message,
+        source=message.source,
+        line=message.line,
+        column=message.column,
+        path=message.path,
+        policy=_ref(message.ref) if message.HasField("ref") else None,
+    )
+
+
+def _stored(message: policy_pb2.StoredPolicy) -> model.StoredPolicy:
+    return model.StoredPolicy(
+        kind=message.ref.kind,
+        namespace=message.ref.namespace,
+        name=message.ref.name,
+        manifest=message.manifest.decode(errors="replace"),
+        revision=message.revision,
+        author=message.author,
+        applied_at=message.applied_at,
+        state=message.state,
+        selects=message.selects,
+    )

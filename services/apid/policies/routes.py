@@ -1,0 +1,149 @@
+"""/v1/policies: what may talk to what."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+import msgspec
+from tessera_wire.policy.v1 import policy_pb2
+
+from services.apid.backends import Backends
+from services.apid.policies import model
+from services.apid.policies.backend import Policies
+from services.apid.rest import pages
+from services.apid.rest.errors import BAD_BODY, INVALID, Refusal
+from services.apid.rest.params import Paged
+from services.apid.rest.route import AnyRoute, Body, Call, Nothing, Route
+from services.policy.clauses import PolicyRef
+from services.policy.parse import parse
+from services.runtime.errors import Conflict, Invalid, NotFound
+
+_NO_NAMESPACE = "_"
+
+
+class ApplyQuery(Nothing, frozen=True):
+    namespace: str = "default"
+    dry_run: bool = False
+    source: str = "request body"
+    author: str = ""
+
+
+class PolicyQuery(Paged, frozen=True, kw_only=True):
+    kind: str = ""
+    namespace: str = ""
+    name: str = ""
+
+
+class DeleteQuery(Nothing, frozen=True):
+    namespace: str = "default"
+    source: str = "request body"
+    author: str = ""
+
+
+class PolicyPath(Nothing, frozen=True):
+    kind: str
+    namespace: str
+    name: str
+    author: str = ""
+
+
+_MANIFESTS = (Body("application/yaml"), Body("application/json"))
+_NAMES = (Body("application/yaml"), Body("application/json", model.Refs))
+
+
+class PolicyHandlers:
+    def __init__(self, policies: Policies) -> None:
+        self._policies = policies
+
+    async def apply(self, call: Call[ApplyQuery]) -> model.Applied:
+        query = call.takes
+        applied = await self._policies.apply(
+            policy_pb2.ApplyRequest(
+                manifests=call.body,
+                default_namespace=query.namespace,
+                dry_run=query.dry_run,
+                author=query.author,
+                source=query.source,
+            )
+        )
+        if any(problem.severity == "error" for problem in applied.problems):
+            raise _refusal(applied)
+        return applied
+
+    async def list_policies(self, call: Call[PolicyQuery]) -> model.StoredPolicies:
+        query = call.takes
+        found, revision = await self._policies.list(query.kind, query.namespace, query.name)
+        shown, following = pages.page(query, sorted(found, key=_key), _key)
+        return model.StoredPolicies(shown, revision, following)
+
+    async def delete_policy(self, call: Call[PolicyPath]) -> model.Deleted:
+        at = call.takes
+        ref = model.Ref(at.kind, at.name, "" if at.namespace == _NO_NAMESPACE else at.namespace)
+        deleted = await self._policies.delete([ref], at.author)
+        if deleted.not_found:
+            raise NotFound(
+                f"policy {PolicyRef(ref.kind, ref.namespace, ref.name)} does not exist;"
+                " see GET /v1/policies"
+            )
+        return deleted
+
+    async def delete_policies(self, call: Call[DeleteQuery]) -> model.Deleted:
+        return await self._policies.delete(_refs(call.body, call.takes), call.takes.author)
+
+
+def routes(backends: Backends) -> tuple[AnyRoute, ...]:
+    on = PolicyHandlers(Policies(backends.policyd))
+    return (
+        Route(
+            "GET", "/v1/policies", "Policies as they were applied, with their state",
+            on.list_policies, PolicyQuery, model.StoredPolicies, items="policies",
+        ),
+        Route(
+            "POST", "/v1/policies", "Apply all documents, or none of them",
+            on.apply, ApplyQuery, model.Applied,
+            body=_MANIFESTS, raises=(Invalid, Conflict), refusal=model.Refused,
+        ),
+        Route(
+            "POST", "/v1/policies/delete", "Delete what is named, by documents or references",
+            on.delete_policies, DeleteQuery, model.Deleted,
+            body=_NAMES, raises=(Invalid, Conflict),
+        ),
+        Route(
+            "DELETE", "/v1/policies/{kind}/{namespace}/{name}", "Delete one; _ for no namespace",
+            on.delete_policy, PolicyPath, model.Deleted, raises=(NotFound, Invalid, Conflict),
+        ),
+    )  # fmt: skip
+
+
+def _key(policy: model.StoredPolicy) -> tuple[str, ...]:
+    return (policy.kind, policy.namespace, policy.name)
+
+
+def _refusal(applied: model.Applied) -> Refusal:
+    errors = [problem for problem in applied.problems if problem.severity == "error"]
+    first, more = errors[0], len(errors) - 1
+    where = f"{first.source}:{first.line}:{first.column}: " if first.line else ""
+    others = f" (and {more} more)" if more else ""
+    detail = f"nothing was applied: {where}{first.message}{others}"
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    body = model.Refused(INVALID.type, INVALID.title, status, detail, applied.problems)
+    return Refusal(INVALID, detail, body=body)
+
+
+def _refs(body: bytes, query: DeleteQuery) -> tuple[model.Ref, ...]:
+    """Of {"refs": [...]}, or of manifests, which need not be good beyond their names."""
+    try:
+        return msgspec.json.decode(body, type=model.Refs).refs
+    except msgspec.ValidationError as error:
+        if b'"refs"' in body:
+            raise Refusal(BAD_BODY, f"body: {error}") from error
+    except msgspec.DecodeError:
+        pass  # not JSON: manifests
+    parsed = parse(body, query.source, query.namespace)
+    named = [found.policy.ref for found in parsed.policies]
+    named += [problem.ref for problem in parsed.problems if problem.ref is not None]
+    nameless = [p for p in parsed.problems if p.ref is None and p.severity == "error"]
+    if nameless:
+        first = nameless[0]
+        raise Invalid(f"{first.source}:{first.line}:{first.column}: {first.message}")
+    return tuple(model.Ref(ref.kind, ref.name, ref.namespace) for ref in dict.fromkeys(named))
