@@ -1,8 +1,8 @@
 """Which number a label set gets: decisions over cached state, to be confirmed by the store.
 
-    wanted ──► decide(known, free) ──► Refer   the set has a number: take a reference to it
-                                  ├──► Create  it has none: this number is free, claim it
-                                  └──► None    no number is free
+    wanted ──► decide(known, free, buried) ──► Refer   the set has a number: take a reference to it
+                                          ├──► Create  it has none: claim this number
+                                          └──► None    there is none to claim
 
 A decision may rest on stale knowledge; the transaction that carries it out compares and fails, the
 knowledge is corrected and the decision taken anew.
@@ -11,9 +11,8 @@ knowledge is corrected and the decision taken anew.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from pyroaring import BitMap
 
@@ -49,11 +48,27 @@ class Refer:
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """`revive`: the number is in quarantine, and was this very label set's."""
+    """`tomb`: revision of the number's tombstone, which goes; 0 when it must have none."""
 
     number: NumericIdentity
     wanted: Wanted
-    revive: bool = False
+    tomb: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Buried:
+    """A number in quarantine: the digest of the set that had it, the tombstone's revision."""
+
+    number: NumericIdentity
+    digest: str
+    revision: int
+
+
+class Burials(Protocol):
+    def find(self, number: NumericIdentity) -> Buried | None: ...
+    def take_over(self) -> Buried | None:
+        """One that may be reused before its time, because there is no free number; claimed."""
+        ...
 
 
 class FreeNumbers:
@@ -117,19 +132,22 @@ def decide(
     wanted: Wanted,
     known: NumericIdentity | None,
     free: FreeNumbers,
-    quarantined: Callable[[NumericIdentity], str | None],
+    burials: Burials,
 ) -> Refer | Create | None:
-    """`known`: the number the set is believed to have. `quarantined`: digest of the set whose
-    number this was until it was collected."""
+    """`known`: the number the set is believed to have."""
     if known is not None:
         return Refer(known, wanted)
     previous = wanted.previous
     if previous and free.claim(previous):
         return Create(previous, wanted)
-    if previous and quarantined(previous) == wanted.digest:
-        return Create(previous, wanted, revive=True)
+    buried = burials.find(previous) if previous else None
+    if buried is not None and buried.digest == wanted.digest:
+        return Create(previous, wanted, buried.revision)
     number = free.pick()
-    return None if number is None else Create(number, wanted)
+    if number is not None:
+        return Create(number, wanted)
+    oldest = burials.take_over()
+    return None if oldest is None else Create(oldest.number, wanted, oldest.revision)
 
 
 # ------------------------------------------------------------------ label sets of workloads

@@ -4,10 +4,13 @@ Public, in the format that other clusters read:
     cilium/state/identities/v1/id/<N>         canonical labels
     cilium/state/ip/v1/default/<ip>           JSON, leased
     cilium/state/nodes/v1/<cluster>/<node>    JSON, leased
+    cilium/.heartbeat                         time, leased
 Private (readers of the public prefix log what they do not know, so these live elsewhere):
     tessera/id/idx/<digest of the labels>     N
     tessera/id/ref/<N>/<node>                 digest, leased by the node's session
     tessera/id/tomb/<N>                       digest, leased: N is in quarantine
+    tessera/id/guard/<lease>                  empty, leased: tombs may hang on that lease
+    tessera/id/heartbeat                      time; rewritten, so that a stalled watch is noticed
 """
 
 from __future__ import annotations
@@ -22,6 +25,10 @@ NODES_PREFIX: Final = "cilium/state/nodes/v1/"
 IDX_PREFIX: Final = "tessera/id/idx/"
 REF_PREFIX: Final = "tessera/id/ref/"
 TOMB_PREFIX: Final = "tessera/id/tomb/"
+GUARD_PREFIX: Final = "tessera/id/guard/"
+HEARTBEAT: Final = "tessera/id/heartbeat"
+# Other clusters take this one for gone when it is not rewritten for two minutes.
+PUBLIC_HEARTBEAT: Final = "cilium/.heartbeat"
 
 
 def id_key(number: NumericIdentity) -> str:
@@ -43,6 +50,10 @@ def ref_key(number: NumericIdentity, node: str) -> str:
 
 def tomb_key(number: NumericIdentity) -> str:
     return f"{TOMB_PREFIX}{number}"
+
+
+def guard_key(lease: int) -> str:
+    return f"{GUARD_PREFIX}{lease:x}"
 
 
 def ip_key(ip: str) -> str:

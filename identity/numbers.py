@@ -6,7 +6,9 @@
     +---------+----------+---------------+
 
 Scope 0 crosses the wire: numbers below 256 mean the same everywhere, the rest are allocated once
-per cluster. Scope 1 (prefixes, names) and 2 (nodes) are chosen by each node for itself.
+per cluster. Scope 1 (prefixes, names) and 2 (nodes) are chosen by each node for itself. A mesh of
+more than 255 clusters moves one bit: 9 for the cluster, 15 for the local number; all clusters of a
+mesh must agree, and it can be chosen for a new cluster only.
 """
 
 from __future__ import annotations
@@ -38,8 +40,9 @@ FIRST_FIXED: Final = 128
 FIRST_ALLOCATED: Final = 256
 FIRST_LOCAL: Final = 1 << 24
 
-LOCAL_BITS: Final = 16
-MAX_CLUSTER_ID: Final = 255
+# How many clusters a mesh may have -> bits of the local number.
+LOCAL_BITS: Final[Mapping[int, int]] = {255: 16, 511: 15}
+DEFAULT_MAX_CLUSTERS: Final = 255
 
 _SCOPE_SHIFT = 24
 _LOCAL_SOURCES: Final = frozenset({CIDR, FQDN, RESERVED})
@@ -118,17 +121,24 @@ def scope_for(labels: Labels) -> Scope:
     return Scope.CLUSTER
 
 
-def cluster_of(number: int) -> int:
+def cluster_of(number: int, max_clusters: int = DEFAULT_MAX_CLUSTERS) -> int:
     """The cluster that allocated a number of scope CLUSTER; 0 for a cluster without an id."""
-    return (number >> LOCAL_BITS) & MAX_CLUSTER_ID
+    return (number >> LOCAL_BITS[max_clusters]) & max_clusters
 
 
-def allocatable(cluster_id: int) -> range:
-    """The numbers that a cluster hands out."""
-    if not 0 <= cluster_id <= MAX_CLUSTER_ID:
-        raise Invalid(f"cluster id {cluster_id} is not within 0..{MAX_CLUSTER_ID}; choose another")
-    first = cluster_id << LOCAL_BITS
-    return range(max(first, FIRST_ALLOCATED), first + (1 << LOCAL_BITS))
+def allocatable(cluster_id: int, max_clusters: int = DEFAULT_MAX_CLUSTERS) -> range:
+    """The numbers that a cluster hands out. `max_clusters`: 255 or 511."""
+    if max_clusters not in LOCAL_BITS:
+        raise Invalid(
+            f"a mesh of {max_clusters} clusters has no number layout; choose 255 (65,536 numbers"
+            " for each cluster) or 511 (32,768)"
+        )
+    if not 0 <= cluster_id <= max_clusters:
+        more = "; with max_clusters = 511 up to 511" if max_clusters == DEFAULT_MAX_CLUSTERS else ""
+        raise Invalid(f"cluster id {cluster_id} is not within 0..{max_clusters}{more}")
+    bits = LOCAL_BITS[max_clusters]
+    first = cluster_id << bits
+    return range(max(first, FIRST_ALLOCATED), first + (1 << bits))
 
 
 def name_of(number: int) -> str | None:

@@ -87,9 +87,10 @@ def node_config(user: Table, layout: Layout, etcd_endpoints: Sequence[str]) -> T
     section(config, "etcd")["endpoints"] = list(etcd_endpoints)
     for name in SERVICES:
         section(config, name).setdefault("listen", f"unix://{layout.socket(name)}")
-    cluster = table(config, "identityd").get("cluster")
-    if cluster is not None:
-        section(config, "policyd").setdefault("cluster", cluster)
+    for key in ("cluster", "fixed_identities"):
+        value = table(config, "identityd").get(key)
+        if value is not None:
+            section(config, "policyd").setdefault(key, value)
     section(config, "apid").setdefault("listen", API_LISTEN)
     for consumer in ("apid", "agent"):
         targets = section(config, consumer)

@@ -19,8 +19,9 @@ from typing import Final
 
 from identity import labels as label_sets
 from identity.allocate import Create, Refer, Wanted, decide, workload_labels
+from identity.configured import ConfiguredIdentities
 from identity.labels import LabelFilter, Labels
-from identity.numbers import UNKNOWN, NumericIdentity, reserved_number
+from identity.numbers import UNKNOWN, NumericIdentity
 from services.identityd.commit import Committer, Outcome
 from services.identityd.stats import Counts
 from services.identityd.txns import TxnResult, found_index, of_decision
@@ -81,12 +82,14 @@ class Allocator:
         *,
         cluster: str,
         label_filter: LabelFilter,
+        configured: ConfiguredIdentities,
     ) -> None:
         self._view = view
         self._committer = committer
         self._counts = counts
         self._cluster = cluster
         self._filter = label_filter
+        self._configured = configured
         # Sets that a call of this process is creating right now.
         self._creating: dict[str, asyncio.Event] = {}
 
@@ -116,12 +119,15 @@ class Allocator:
     def _prepare(self, item: Item) -> Wanted | Allocated | TesseraError:
         try:
             given = Labels.parse(item.labels)
+            fixed = self._configured.fixed_number(given)
+            if fixed is not None:
+                return _standing(fixed, self._configured.labels[fixed], item)
             kept = workload_labels(given, self._cluster, self._filter)
         except label_sets.Invalid as error:
             return Invalid(str(error))
-        number = reserved_number(kept)
+        number = self._configured.number_of(kept)
         if number is not None:
-            return Allocated(number, kept, item.previous not in (UNKNOWN, number))
+            return _standing(number, kept, item)
         return Wanted(kept, kept.digest(), item.previous)
 
     async def _round(self, call: _Call) -> None:
@@ -139,6 +145,7 @@ class Allocator:
                 continue
             if isinstance(decision, Create):
                 self._creating[wanted.digest] = mine
+                self._view.expecting(decision.number, wanted)
             decisions.append(decision)
         try:
             txns = [of_decision(decision, call.node, call.lease) for decision in decisions]
@@ -154,7 +161,7 @@ class Allocator:
 
     def _decide(self, wanted: Wanted) -> Create | Refer | None:
         known = self._view.number_of(wanted.digest)
-        return decide(wanted, known, self._view.free, self._view.quarantined)
+        return decide(wanted, known, self._view.free, self._view)
 
     def _learn(self, call: _Call, decision: Create | Refer, outcome: Outcome) -> None:
         wanted, number = decision.wanted, decision.number
@@ -166,6 +173,8 @@ class Allocator:
             self._succeeded(call, decision, outcome)
             return
         self._counts.conflicts += 1
+        if isinstance(decision, Create):
+            self._view.not_created(number)
         found = found_index(outcome)
         self._view.corrected(wanted.digest, found)
         if found is not None:
@@ -181,12 +190,20 @@ class Allocator:
             self._view.created(number, wanted, outcome.revision)
             self._counts.created += 1
             call.created.append((number, wanted.labels))
+            if decision.tomb and wanted.previous != number:
+                self._counts.reused_early += 1
+                log.warning("identity.reused_early", identity=number, labels=str(wanted.labels))
         else:
             self._counts.referred += 1
         call.settle(wanted.digest, number)
 
     def _give_back(self, decision: Create | Refer) -> None:
-        if isinstance(decision, Create):
+        if isinstance(decision, Refer):
+            return
+        self._view.not_created(decision.number)
+        if decision.tomb:
+            self._view.quarantine.give_back(decision.number)
+        else:
             self._view.free.give_back(decision.number)
 
     def _finish(self, decisions: Sequence[Create | Refer], mine: asyncio.Event) -> None:
@@ -234,6 +251,10 @@ class Allocator:
                 )
             case created:
                 log.info("identity.allocated", count=len(created), node=call.node)
+
+
+def _standing(number: NumericIdentity, labels: Labels, item: Item) -> Allocated:
+    return Allocated(number, labels, item.previous not in (UNKNOWN, number))
 
 
 def _of_call(outcome: TesseraError, call: _Call) -> TesseraError:

@@ -11,11 +11,11 @@ from ipaddress import ip_address
 from typing import Final
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType, field
 
 from identity import keys
 from identity.numbers import FIRST_ALLOCATED, NumericIdentity
 from services.identityd.allocator import lost_session
+from services.identityd.published import AddressValue
 from services.identityd.stats import Counts
 from services.runtime.errors import Conflict, Invalid, NotFound
 from services.store.model import (
@@ -35,23 +35,6 @@ from services.store.txn import mod_is
 # Operations of one transaction, below the store's limit of 128; a withdrawal nests one more.
 BATCH: Final = 100
 WITHDRAW_ROUNDS: Final = 3
-
-# Key 0: not encrypted.
-_NO_ENCRYPTION: Final = 0
-
-
-class AddressValue(Struct, frozen=True, omit_defaults=False):
-    """Not every writer's fields are known, so unknown ones are let through when read."""
-
-    ip: str = field(name="IP")
-    host_ip: str = field(name="HostIP")
-    number: int = field(name="ID")
-    mask: str | None = field(name="Mask", default=None)
-    encryption_key: int = field(name="Key", default=_NO_ENCRYPTION)
-    metadata: str = field(name="Metadata", default="")
-    namespace: str | UnsetType = field(name="K8sNamespace", default=UNSET)
-    name: str | UnsetType = field(name="K8sPodName", default=UNSET)
-    uid: str | UnsetType = field(name="K8sPodUID", default=UNSET)
 
 
 class Announcer:

@@ -6,8 +6,7 @@
 
 No leader and no locks: every replica collects, the transactions decide, and losing is harmless. The
 grace begins when this process *saw* the last reference go, so a replica that just started waits
-longest. What looks like a failure of nodes or of the store, rather than workloads ending, suspends
-collecting for one session lifetime, in which nodes return and renew their references.
+longest. What looks like a failure rather than workloads ending suspends collecting (caution.py).
 """
 
 from __future__ import annotations
@@ -16,14 +15,16 @@ import random
 from dataclasses import dataclass
 from typing import Final
 
+from identity import keys
 from identity.numbers import NumericIdentity
+from services.identityd.caution import Caution, Signs
 from services.identityd.stats import Counts
-from services.identityd.txns import Collectable, collect
+from services.identityd.txns import Collectable, guarded
 from services.identityd.view import IdentityView
 from services.runtime.clock import Clock
 from services.runtime.errors import NotFound, Retry
 from services.runtime.log import logger
-from services.store.model import NO_LEASE, LeaseId, Store, Txn, TxnResult
+from services.store.model import NO_LEASE, LeaseId, Store, TxnResult
 
 log = logger(__name__)
 
@@ -33,38 +34,22 @@ BATCH: Final = 64
 # many keys is slow to revoke.
 TOMB_SPAN_S: Final = 30.0
 TOMBS_PER_LEASE: Final = 1000
-# With this share of the numbers taken, waiting for the whole grace risks exhaustion.
-PRESSURE: Final = 0.8
-PRESSED_GRACE_S: Final = 30.0
+# Share of the numbers taken -> grace. Waiting for the whole grace would risk exhaustion.
+PRESSED_GRACE_S: Final = ((0.95, 5.0), (0.8, 30.0))
 # Idle numbers are looked at this often at least, since pressure may shorten their grace.
 LONGEST_SLEEP_S: Final = 15.0
 # Numbers that become idle one after another are collected together.
 SHORTEST_SLEEP_S: Final = 0.1
-# References lost within the span: above the share, a failure is likelier than a scale-down.
-LOSS_SPAN_S: Final = 60.0
-LOSS_SHARE: Final = 0.2
-FEW_REFERENCES: Final = 50
 # Replicas see the same event at the same time; this spreads their attempts.
 JITTER_SHARE: Final = 0.05
 
 
 @dataclass(slots=True)
-class _Losses:
-    """Counts vanished references per span."""
-
-    span_began_s: float
-    released_then: int
-
-    def alarming(self, released: int, held: int, now_s: float) -> bool:
-        lost = released - self.released_then
-        if now_s - self.span_began_s > LOSS_SPAN_S:
-            self.span_began_s, self.released_then = now_s, released
-        return lost > max(FEW_REFERENCES, LOSS_SHARE * (held + lost))
-
-
-@dataclass(slots=True)
 class _Quarantine:
+    """`guard` lives on a lease of half the span, so it is gone long before `lease` is short."""
+
     lease: LeaseId = NO_LEASE
+    guard: str = ""
     granted_s: float = 0.0
     tombs: int = 0
 
@@ -95,22 +80,28 @@ class Collector:
         """Until cancelled. Raises `Retry` when the store is away."""
         await self._until_synced()
         now_s = self._clock.monotonic_s()
-        losses = _Losses(now_s, self._view.released)
-        resume_s = now_s + self._session_ttl_s
+        caution = Caution(self._session_ttl_s, self._signs(now_s), now_s)
         while True:
             now_s = self._clock.monotonic_s()
-            if losses.alarming(self._view.released, self._view.references, now_s):
-                losses = _Losses(now_s, self._view.released)
-                resume_s = now_s + self._session_ttl_s
-                log.warning("identity.collecting_suspended", pause_s=self._session_ttl_s)
-            if now_s < resume_s:
-                await self._clock.sleep(min(resume_s - now_s, LONGEST_SLEEP_S))
+            rested = caution.left_s(now_s) <= 0
+            reason = caution.alarm(self._signs(now_s), now_s)
+            if reason is not None and rested:
+                log.warning(
+                    "identity.collecting_suspended", pause_s=self._session_ttl_s, reason=reason
+                )
+            rest_s = caution.left_s(now_s)
+            if rest_s > 0:
+                await self._clock.sleep(min(rest_s, LONGEST_SLEEP_S))
                 continue
             due = self._due(now_s)
             if due:
                 await self._collect(due)
             else:
                 await self._until_due(now_s)
+
+    def _signs(self, now_s: float) -> Signs:
+        view = self._view
+        return Signs(view.losses.lately(now_s), view.references, self._store.term, view.heard_s)
 
     async def _until_synced(self) -> None:
         while True:
@@ -130,8 +121,10 @@ class Collector:
 
     def _grace_now_s(self) -> float:
         free = self._view.free
-        if len(free) < (1 - PRESSURE) * free.total:
-            return min(self._grace_s, PRESSED_GRACE_S)
+        taken = 1 - len(free) / free.total
+        for share, grace_s in PRESSED_GRACE_S:
+            if taken > share:
+                return min(self._grace_s, grace_s)
         return self._grace_s
 
     async def _until_due(self, now_s: float) -> None:
@@ -152,14 +145,15 @@ class Collector:
                 items.append(item)
         if not items:
             return
-        lease = await self._quarantine_lease(len(items))
+        quarantine = await self._current_quarantine(len(items))
         try:
-            result = await self._store.txn(
-                Txn(success=tuple(collect(item, lease) for item in items))
-            )
+            result = await self._store.txn(guarded(quarantine.guard, items, quarantine.lease))
         except NotFound:
             self._quarantine = _Quarantine()
             raise Retry("the lease of the quarantine is gone; taking a new one") from None
+        if not result.succeeded:
+            self._quarantine = _Quarantine()
+            return
         gone = [
             item.number
             for item, inner in zip(items, result.results, strict=True)
@@ -171,11 +165,13 @@ class Collector:
         elif gone:
             log.info("identity.collected", count=len(gone))
 
-    async def _quarantine_lease(self, tombs: int) -> LeaseId:
+    async def _current_quarantine(self, tombs: int) -> _Quarantine:
         now_s, held = self._clock.monotonic_s(), self._quarantine
-        stale = now_s - held.granted_s > TOMB_SPAN_S or held.tombs + tombs > TOMBS_PER_LEASE
+        stale = now_s - held.granted_s > TOMB_SPAN_S / 2 or held.tombs + tombs > TOMBS_PER_LEASE
         if held.lease == NO_LEASE or stale:
             lease = await self._store.grant(int(self._quarantine_s + TOMB_SPAN_S) + 1)
-            held = self._quarantine = _Quarantine(lease, now_s)
+            guard = keys.guard_key(lease)
+            await self._store.put(guard, b"", await self._store.grant(int(TOMB_SPAN_S / 2) + 1))
+            held = self._quarantine = _Quarantine(lease, guard, now_s)
         held.tombs += tombs
-        return held.lease
+        return held

@@ -26,12 +26,14 @@ from tessera_wire.identity.v1.identity_pb2_grpc import add_IdentityServiceServic
 
 from identity import labels as label_sets
 from identity.allocate import FreeNumbers
+from identity.configured import ConfiguredIdentities
 from identity.labels import LabelFilter
-from identity.numbers import allocatable
+from identity.numbers import allocatable, reserved_labels
 from services.identityd.allocator import Allocator
 from services.identityd.announce import Announcer
 from services.identityd.commit import Committer
 from services.identityd.gc import Collector
+from services.identityd.heartbeat import beat
 from services.identityd.service import IdentityServicer
 from services.identityd.session import Sessions
 from services.identityd.stats import Counts, observe
@@ -54,12 +56,19 @@ COLLECT_EVERY: Final = (50_000, 20, 20)
 
 
 async def identityd(config: IdentitydConfig, clock: Clock) -> None:
-    numbers = own_numbers(config.cluster_id)
+    numbers = own_numbers(config)
+    configured = configured_identities(config)
     # Replicas must not choose alike: seeded by the machine.
     chooser = random.Random()
     counts = Counts()
     async with open_store(config.etcd) as store, Committer(store) as committer:
-        view = IdentityView(store, FreeNumbers(numbers, chooser), clock)
+        view = IdentityView(
+            store,
+            FreeNumbers(numbers, chooser),
+            clock,
+            standing={**reserved_labels(), **configured.labels},
+            pressed_quarantine_s=config.pressed_quarantine_s,
+        )
         observe(counts, view)
         collector = Collector(
             store,
@@ -80,6 +89,7 @@ async def identityd(config: IdentitydConfig, clock: Clock) -> None:
                 counts,
                 cluster=config.cluster,
                 label_filter=LabelFilter.default(),
+                configured=configured,
             ),
             Announcer(store, counts, numbers),
             Sessions(
@@ -102,16 +112,24 @@ async def identityd(config: IdentitydConfig, clock: Clock) -> None:
             serve(config.listen, register) as bound,
         ):
             tasks.create_task(restarting("identity view", view.follow, clock))
+            tasks.create_task(restarting("heartbeat", partial(beat, store, clock), clock))
             tasks.create_task(restarting("identity collector", collector.run, clock))
             log.info("identityd.serving", listen=bound.target)
             await asyncio.Event().wait()
 
 
-def own_numbers(cluster_id: int) -> range:
+def own_numbers(config: IdentitydConfig) -> range:
     try:
-        return allocatable(cluster_id)
+        return allocatable(config.cluster_id, config.max_clusters)
     except label_sets.Invalid as error:
         raise Invalid(f"identityd.cluster_id: {error}") from None
+
+
+def configured_identities(config: IdentitydConfig) -> ConfiguredIdentities:
+    try:
+        return ConfiguredIdentities(config.cluster, config.fixed_identities)
+    except label_sets.Invalid as error:
+        raise Invalid(f"identityd.fixed_identities: {error}") from None
 
 
 def _checks(view: IdentityView) -> Mapping[str, str]:

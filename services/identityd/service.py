@@ -13,7 +13,8 @@ from identity import labels as label_sets
 from identity.numbers import NumericIdentity, Scope, scope_of
 from identity.selector import Selector
 from services.identityd.allocator import Allocated, Allocator, Item
-from services.identityd.announce import AddressValue, Announcer
+from services.identityd.announce import Announcer
+from services.identityd.published import AddressValue
 from services.identityd.references import release
 from services.identityd.session import Sessions, check_lease, check_node
 from services.identityd.view import IdentityView

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import msgspec
-from msgspec import Struct, field
 
 from identity import keys
 from services.identityd.announce import canonical
+from services.identityd.published import NodeAddress, NodeValue
 from services.identityd.stats import Counts
 from services.runtime.errors import Invalid, NotFound
 from services.runtime.log import logger
@@ -27,35 +27,6 @@ MIN_TTL_S: Final = 5
 MAX_TTL_S: Final = 86_400
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
-
-
-class NodeAddress(Struct, frozen=True, rename="pascal"):
-    type: str
-    ip: str = field(name="IP")
-
-
-class NodeValue(Struct, frozen=True):
-    """The node JSON of ClusterMesh. Fields that Tessera has no value for are sent empty, as a
-    node without them would."""
-
-    name: str = field(name="Name")
-    cluster: str = field(name="Cluster")
-    addresses: tuple[NodeAddress, ...] = field(name="IPAddresses")
-    ipv4_cidr: None = field(name="IPv4AllocCIDR", default=None)
-    ipv4_more_cidrs: None = field(name="IPv4SecondaryAllocCIDRs", default=None)
-    ipv6_cidr: None = field(name="IPv6AllocCIDR", default=None)
-    ipv6_more_cidrs: None = field(name="IPv6SecondaryAllocCIDRs", default=None)
-    ipv4_health: str = field(name="IPv4HealthIP", default="")
-    ipv6_health: str = field(name="IPv6HealthIP", default="")
-    ipv4_ingress: str = field(name="IPv4IngressIP", default="")
-    ipv6_ingress: str = field(name="IPv6IngressIP", default="")
-    cluster_id: int = field(name="ClusterID", default=0)
-    source: str = field(name="Source", default="custom-resource")
-    encryption_key: int = field(name="EncryptionKey", default=0)
-    labels: dict[str, str] = field(name="Labels", default_factory=dict)
-    annotations: None = field(name="Annotations", default=None)
-    wireguard_key: str = field(name="WireguardPubKey", default="")
-    boot_id: str = field(name="BootID", default="")
 
 
 @dataclass(frozen=True, slots=True)

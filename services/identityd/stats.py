@@ -19,6 +19,7 @@ class Counts:
     conflicts: int = 0
     refused: int = 0
     collected: int = 0
+    reused_early: int = 0
     announced: int = 0
     sessions: int = 0
 
@@ -32,6 +33,11 @@ def observe(counts: Counts, view: IdentityView) -> None:
         ("conflicts", lambda: counts.conflicts, "Transactions lost to another writer, retried."),
         ("refused", lambda: counts.refused, "Label sets that got no identity."),
         ("collected", lambda: counts.collected, "Identities collected after their last use."),
+        (
+            "reused_early",
+            lambda: counts.reused_early,
+            "Numbers reused in quarantine.",
+        ),
         ("announced", lambda: counts.announced, "Addresses announced."),
         ("sessions", lambda: counts.sessions, "Node sessions opened or resumed."),
     ):

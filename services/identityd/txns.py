@@ -1,9 +1,13 @@
 """The identity transactions. Each is right by its own compares, whoever else writes.
 
-    create   IF idx, id/N, tomb/N absent      THEN put idx, id/N, ref       ELSE read idx
-    revive   IF idx, id/N absent, tomb is ours THEN the same, delete tomb   ELSE read idx
-    refer    IF idx = N                       THEN put ref                  ELSE read idx
+    create   IF idx, id/N, tomb/N absent           THEN put idx, id/N, ref     ELSE read idx
+    unbury   IF idx, id/N absent, tomb/N unchanged THEN the same, delete tomb  ELSE read idx
+    refer    IF idx = N                            THEN put ref                ELSE read idx
     collect  IF no ref to N, idx and id/N unchanged THEN delete both, put tomb
+
+Collections stand behind a guard: a key whose lease ends long before the lease of the tombstones.
+Whoever was stopped in between (SIGSTOP, a paused virtual machine) would otherwise lay tombstones
+that are about to end.
 
 A reference and a collection of one number never succeed both: whichever commits second finds the
 other's work. The compares of one outer transaction are all judged before its first write, so the
@@ -12,6 +16,7 @@ two kinds must not share one.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from identity import keys
@@ -19,7 +24,7 @@ from identity.allocate import Create, Refer
 from identity.numbers import NumericIdentity
 from services.store.model import Delete, KeyValue, LeaseId, Put, Range, RangeResult, Revision, Txn
 from services.store.model import TxnResult as TxnResult
-from services.store.txn import absent, mod_is, prefix_empty, value_is
+from services.store.txn import absent, mod_is, prefix_empty, present, value_is
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +58,9 @@ def create(decision: Create, node: str, lease: LeaseId) -> Txn:
         compares=(
             absent(idx),
             absent(keys.id_key(number)),
-            value_is(tomb, digest) if decision.revive else absent(tomb),
+            mod_is(tomb, Revision(decision.tomb)),
         ),
-        success=(*puts, Delete(tomb)) if decision.revive else puts,
+        success=(*puts, Delete(tomb)) if decision.tomb else puts,
         failure=(Range(idx),),
     )
 
@@ -68,6 +73,12 @@ def refer(decision: Refer, node: str, lease: LeaseId) -> Txn:
         success=(Put(keys.ref_key(decision.number, node), digest.encode(), lease),),
         failure=(Range(idx),),
     )
+
+
+def guarded(guard: str, items: Iterable[Collectable], quarantine: LeaseId) -> Txn:
+    """Its own result fails when `guard` is gone; each nested one when its number is used again."""
+    collects = tuple(collect(item, quarantine) for item in items)
+    return Txn(compares=(present(guard),), success=collects)
 
 
 def collect(item: Collectable, quarantine: LeaseId) -> Txn:

@@ -1,9 +1,10 @@
 """What the store holds about identities, followed by watch.
 
-    id/<N>   ──► labels, postings            ┐
-    idx/     ──► number of a label set       ├─ free numbers, idle numbers
-    ref/     ──► nodes that use a number     │
-    tomb/    ──► numbers in quarantine       ┘
+    id/<N>     ──► labels, postings, usage      ┐
+    idx/       ──► number of a label set        ├─ free numbers, idle numbers ──► feed of changes
+    ref/       ──► nodes that use a number      │
+    tomb/      ──► numbers in quarantine        ┘
+    ip, nodes  ──► announced addresses            heartbeat ──► when the watch was last alive
 
 Knowledge may lag behind the store; whoever writes compares. What a transaction of this process
 learned is entered at once, and an older event does not undo it.
@@ -17,12 +18,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from identity import keys
-from identity.allocate import FreeNumbers, Wanted
+from identity.allocate import Buried, FreeNumbers, Wanted
 from identity.index import Postings
 from identity.labels import Invalid, Labels
-from identity.numbers import NumericIdentity, reserved_labels
+from identity.numbers import NumericIdentity
 from identity.selector import Selector
+from services.identityd.announced import Announced
+from services.identityd.caution import Losses
+from services.identityd.feed import Change, ChangeKind, Feed
+from services.identityd.quarantine import Quarantine, Tomb
 from services.identityd.txns import Collectable
+from services.identityd.usage import Usage
 from services.runtime.clock import Clock
 from services.runtime.errors import Retry
 from services.runtime.log import logger
@@ -30,7 +36,15 @@ from services.store.model import Changed, KeyValue, Removed, Revision, Store, Sy
 
 log = logger(__name__)
 
-PREFIXES: Final = (keys.ID_PREFIX, keys.IDX_PREFIX, keys.REF_PREFIX, keys.TOMB_PREFIX)
+PREFIXES: Final = (
+    keys.ID_PREFIX,
+    keys.IDX_PREFIX,
+    keys.REF_PREFIX,
+    keys.TOMB_PREFIX,
+    keys.HEARTBEAT,
+    keys.IP_PREFIX,
+    keys.NODES_PREFIX,
+)
 # Less than the deadline of an agent's call, so that the agent learns why it waits.
 SYNC_WAIT_S: Final = 2.0
 
@@ -55,12 +69,19 @@ class IdentityView:
         free: FreeNumbers,
         clock: Clock,
         *,
+        standing: Mapping[NumericIdentity, Labels],
+        pressed_quarantine_s: float,
         sync_wait_s: float = SYNC_WAIT_S,
     ) -> None:
         self._store = store
         self._clock = clock
         self._sync_wait_s = sync_wait_s
         self.free = free
+        # Of identities that are never stored.
+        self._standing = standing
+        self.quarantine = Quarantine(pressed_quarantine_s)
+        self.losses = Losses()
+        self.feed = Feed()
         self._synced = asyncio.Event()
         self._idle_news = asyncio.Event()
         self._clear()
@@ -69,15 +90,20 @@ class IdentityView:
         self._known: dict[NumericIdentity, _Known] = {}
         self._index: dict[str, _Entry] = {}
         self._nodes: dict[NumericIdentity, set[str]] = {}
-        # Created by this process; the watch is yet to tell.
+        # Being created by this process, so that the watch's news need not be parsed.
         self._own: dict[NumericIdentity, Wanted] = {}
-        self._tombs: dict[NumericIdentity, str] = {}
+        self.quarantine.clear()
+        self.announced = Announced()
+        self.usage = Usage()
+        self.losses.clear()
+        self.heard_s = self._clock.monotonic_s()
+        self.revision = Revision(0)
         # Number -> since when (monotonic) it has no reference; oldest first.
         self._idle: dict[NumericIdentity, float] = {}
         self._postings = Postings()
-        self._postings.add(reserved_labels())
+        self._postings.add(self._standing)
         self._references = 0
-        self._released = 0
+        self._references_gone = 0
         self.free.reset()
 
     # -------------------------------------------------------------- following
@@ -112,18 +138,30 @@ class IdentityView:
         return None if entry is None else entry.number
 
     def labels_of(self, number: NumericIdentity) -> Labels | None:
-        reserved = reserved_labels().get(number)
-        if reserved is not None:
-            return reserved
+        standing = self._standing.get(number)
+        if standing is not None:
+            return standing
         known = self._known.get(number)
         return None if known is None else known.labels
 
     def nodes_of(self, number: NumericIdentity) -> list[str]:
         return sorted(self._nodes.get(number, ()))
 
-    def quarantined(self, number: NumericIdentity) -> str | None:
-        """Digest of the label set that had the number."""
-        return self._tombs.get(number)
+    def idx_revision(self, digest: str) -> Revision:
+        """Since when the set has its number; 0 when that is not known."""
+        entry = self._index.get(digest)
+        return Revision(0) if entry is None else entry.revision
+
+    def find(self, number: NumericIdentity) -> Buried | None:
+        tomb = self.quarantine.of(number)
+        return None if tomb is None else Buried(number, tomb.digest, tomb.revision)
+
+    def take_over(self) -> Buried | None:
+        found = self.quarantine.take_oldest(self._clock.monotonic_s())
+        if found is None:
+            return None
+        number, tomb = found
+        return Buried(number, tomb.digest, tomb.revision)
 
     def chosen(self, selector: Selector, after: int, limit: int) -> list[NumericIdentity]:
         """Ascending, greater than `after`, at most `limit`; reserved identities included."""
@@ -141,16 +179,11 @@ class IdentityView:
 
     @property
     def in_quarantine(self) -> int:
-        return len(self._tombs)
+        return len(self.quarantine)
 
     @property
     def references(self) -> int:
         return self._references
-
-    @property
-    def released(self) -> int:
-        """References that went away since the view was built."""
-        return self._released
 
     # -------------------------------------------------------------- collecting
 
@@ -180,11 +213,17 @@ class IdentityView:
 
     # -------------------------------------------------------------- learning
 
+    def expecting(self, number: NumericIdentity, wanted: Wanted) -> None:
+        """A transaction of ours is about to give `number` to the set."""
+        self._own[number] = wanted
+
     def created(self, number: NumericIdentity, wanted: Wanted, revision: Revision) -> None:
-        """A transaction of ours gave `number` to the set."""
-        self._index[wanted.digest] = _Entry(number, revision)
+        """It did. The watch may have told before."""
         if number not in self._known:
-            self._own[number] = wanted
+            self._index[wanted.digest] = _Entry(number, revision)
+
+    def not_created(self, number: NumericIdentity) -> None:
+        self._own.pop(number, None)
 
     def corrected(self, digest: str, found: KeyValue | None) -> NumericIdentity | None:
         """What a transaction that failed read under the set's index key."""
@@ -196,28 +235,41 @@ class IdentityView:
 
     def _apply(self, events: Iterable[WatchEvent]) -> None:
         fresh: dict[NumericIdentity, Labels] = {}
+        before = self._references_gone
         for event in events:
             match event:
                 case Changed(kv=kv):
+                    self.revision = max(self.revision, kv.mod_revision)
                     self._changed(kv, fresh)
                 case Removed():
+                    self.revision = max(self.revision, event.revision)
                     self._removed(event, fresh)
-                case Synced():
+                case Synced(revision=revision):
+                    self.revision = max(self.revision, revision)
                     self._finish_listing()
         if fresh:
             self._postings.add(fresh)
+        gone = self._references_gone - before
+        if gone:
+            self.losses.add(gone, self._clock.monotonic_s())
+        self.feed.flush()
 
     def _changed(self, kv: KeyValue, fresh: dict[NumericIdentity, Labels]) -> None:
         key = kv.key
         if key.startswith(keys.REF_PREFIX):
-            self._reference_changed(key)
+            self._reference_changed(kv)
         elif key.startswith(keys.IDX_PREFIX):
             self._index_changed(key.removeprefix(keys.IDX_PREFIX), kv)
         elif (number := keys.number_in(key, keys.ID_PREFIX)) is not None:
             self._identity_changed(number, kv, fresh)
         elif (number := keys.number_in(key, keys.TOMB_PREFIX)) is not None:
-            self._tombs[number] = kv.value.decode(errors="replace")
+            digest, now_s = kv.value.decode(errors="replace"), self._clock.monotonic_s()
+            self.quarantine.put(number, Tomb(digest, kv.mod_revision, now_s))
             self.free.occupy(number)
+        elif key == keys.HEARTBEAT:
+            self.heard_s = self._clock.monotonic_s()
+        elif key.startswith((keys.IP_PREFIX, keys.NODES_PREFIX)):
+            self.announced.put(key, kv.value)
 
     def _identity_changed(
         self, number: NumericIdentity, kv: KeyValue, fresh: dict[NumericIdentity, Labels]
@@ -229,6 +281,8 @@ class IdentityView:
             self._forget_postings(number, known.labels, fresh)
         if known is None or known.labels != learned.labels:
             fresh[number] = learned.labels
+            self.usage.add(learned.labels)
+            self._tell(kv.mod_revision, ChangeKind.CREATED, number, learned.labels)
         self._known[number] = learned
         if number not in self._nodes:
             self._becomes_idle(number)
@@ -251,8 +305,8 @@ class IdentityView:
         if number is not None and (entry is None or kv.mod_revision >= entry.revision):
             self._index[digest] = _Entry(number, kv.mod_revision)
 
-    def _reference_changed(self, key: str) -> None:
-        reference = keys.ref_in(key)
+    def _reference_changed(self, kv: KeyValue) -> None:
+        reference = keys.ref_in(kv.key)
         if reference is None:
             return
         number, node = reference
@@ -260,12 +314,13 @@ class IdentityView:
         if node not in nodes:
             nodes.add(node)
             self._references += 1
+            self._tell_reference(kv.mod_revision, ChangeKind.REFERENCED, number, node)
         self._idle.pop(number, None)
 
     def _removed(self, event: Removed, fresh: dict[NumericIdentity, Labels]) -> None:
         key = event.key
         if key.startswith(keys.REF_PREFIX):
-            self._reference_removed(key)
+            self._reference_removed(event)
         elif key.startswith(keys.IDX_PREFIX):
             digest = key.removeprefix(keys.IDX_PREFIX)
             entry = self._index.get(digest)
@@ -275,22 +330,26 @@ class IdentityView:
             known = self._known.pop(number, None)
             if known is not None:
                 self._forget_postings(number, known.labels, fresh)
+                self._tell(event.revision, ChangeKind.DELETED, number, known.labels)
             self._idle.pop(number, None)
-            if number not in self._tombs:
+            if number not in self.quarantine:
                 self.free.vacate(number)
         elif (number := keys.number_in(key, keys.TOMB_PREFIX)) is not None:
-            self._tombs.pop(number, None)
+            self.quarantine.drop(number)
             if number not in self._known:
                 self.free.vacate(number)
+        elif key.startswith((keys.IP_PREFIX, keys.NODES_PREFIX)):
+            self.announced.drop(key)
 
     def _forget_postings(
         self, number: NumericIdentity, labels: Labels, fresh: dict[NumericIdentity, Labels]
     ) -> None:
+        self.usage.remove(labels)
         if fresh.pop(number, None) is None:
             self._postings.remove(number, labels)
 
-    def _reference_removed(self, key: str) -> None:
-        reference = keys.ref_in(key)
+    def _reference_removed(self, event: Removed) -> None:
+        reference = keys.ref_in(event.key)
         if reference is None:
             return
         number, node = reference
@@ -299,10 +358,28 @@ class IdentityView:
             return
         nodes.discard(node)
         self._references -= 1
-        self._released += 1
+        self._references_gone += 1
+        self._tell_reference(event.revision, ChangeKind.RELEASED, number, node)
         if not nodes:
             del self._nodes[number]
             self._becomes_idle(number)
+
+    def _tell_reference(
+        self, revision: Revision, kind: ChangeKind, number: NumericIdentity, node: str
+    ) -> None:
+        known = self._known.get(number)
+        self._tell(revision, kind, number, Labels.EMPTY if known is None else known.labels, node)
+
+    def _tell(
+        self,
+        revision: Revision,
+        kind: ChangeKind,
+        number: NumericIdentity,
+        labels: Labels,
+        node: str = "",
+    ) -> None:
+        if self._synced.is_set():
+            self.feed.add(Change(revision, kind, number, labels, node))
 
     def _becomes_idle(self, number: NumericIdentity) -> None:
         if self._synced.is_set() and number in self._known and number not in self._idle:
@@ -312,6 +389,7 @@ class IdentityView:
     def _finish_listing(self) -> None:
         now_s = self._clock.monotonic_s()
         self._idle = {number: now_s for number in self._known if number not in self._nodes}
+        self.feed.begin(self.revision)
         self._synced.set()
         self._idle_news.set()
         log.info("identity.synced", count=len(self._known))

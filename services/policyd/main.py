@@ -21,6 +21,10 @@ from functools import partial
 import grpc.aio
 from opentelemetry.metrics import CallbackOptions, Observation
 
+from identity import labels as label_sets
+from identity.configured import ConfiguredIdentities
+from identity.labels import Labels
+from identity.numbers import NumericIdentity
 from services.policy.resolve import Resolver, ResolverSettings
 from services.policy.selectors import Kind
 from services.policyd.admin import PolicyAdmin
@@ -33,6 +37,7 @@ from services.policyd.view import View
 from services.runtime import metrics, process
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.config import PolicydConfig
+from services.runtime.errors import Invalid
 from services.runtime.log import logger
 from services.store.model import Store
 from services.store.open import open_store
@@ -68,6 +73,7 @@ class Policyd:
             by_address=by_address(config.cidr_match, config.ipblock_match),
         )
         self.state = State(Resolver(settings))
+        self.state.resolver.set_identities(standing_identities(config))
         self.distributor = Distributor(self.state)
         self.nodes = Nodes(self.pulse)
         self.view = View(self.state, self.distributor, self.nodes, self.pulse, clock)
@@ -125,6 +131,13 @@ def observe(policyd: Policyd) -> None:
         meter.create_observable_gauge(f"tessera_policyd_{name}", [partial(reading, read)])
     for name, read in counters.items():
         meter.create_observable_counter(f"tessera_policyd_{name}", [partial(reading, read)])
+
+
+def standing_identities(config: PolicydConfig) -> Mapping[NumericIdentity, Labels]:
+    try:
+        return ConfiguredIdentities(config.cluster, config.fixed_identities).labels
+    except label_sets.Invalid as error:
+        raise Invalid(f"policyd.fixed_identities: {error}") from None
 
 
 async def serve_until_stopped(config: PolicydConfig) -> None:

@@ -80,6 +80,9 @@ class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class IdentitydConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`max_clusters`: 255 or 511, alike in a whole mesh. `fixed_identities`: "128=kv-store".
+    `pressed_quarantine_s`: how long a number rests at least once no other is left."""
+
     etcd: EtcdConfig = EtcdConfig()
     log: LogConfig = LogConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
@@ -87,12 +90,23 @@ class IdentitydConfig(Struct, frozen=True, forbid_unknown_fields=True):
     metrics_listen: str = "127.0.0.1:7411"
     cluster: str = "default"
     cluster_id: Annotated[int, Meta(ge=0, le=511)] = 0
+    max_clusters: int = 255
     session_ttl_s: WholeSeconds = 300
     gc_grace_s: WholeSeconds = 300
     quarantine_s: WholeSeconds = 1800
+    pressed_quarantine_s: WholeSeconds = 30
+    fixed_identities: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_listeners(self.listen, self.metrics_listen)
+        check(
+            self.max_clusters in (255, 511),
+            f"max_clusters: {self.max_clusters} is neither 255 nor 511",
+        )
+        check(
+            self.pressed_quarantine_s <= self.quarantine_s,
+            f"pressed_quarantine_s: {self.pressed_quarantine_s} is longer than quarantine_s",
+        )
 
 
 class IpamdConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,9 +125,9 @@ class IpamdConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PolicydConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`cluster`: identityd's, whose name is in the labels of every identity. `cidr_match` of
-    Cilium's kinds, `ipblock_match` of NetworkPolicies: `cilium` chooses addresses outside of the
-    cluster only, `addresses` endpoints and nodes, too."""
+    """`cluster`, `fixed_identities`: identityd's. `cidr_match` of Cilium kinds, `ipblock_match` of
+    NetworkPolicies: `cilium` chooses addresses outside of the cluster only, `addresses` endpoints
+    and nodes, too."""
 
     etcd: EtcdConfig = EtcdConfig()
     log: LogConfig = LogConfig()
@@ -121,6 +135,7 @@ class PolicydConfig(Struct, frozen=True, forbid_unknown_fields=True):
     listen: str = "127.0.0.1:7403"
     metrics_listen: str = "127.0.0.1:7413"
     cluster: str = "default"
+    fixed_identities: tuple[str, ...] = ()
     cidr_match: str = "cilium"
     ipblock_match: str = "addresses"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import grpc
 from grpc.aio import Metadata, UnaryUnaryMultiCallable
@@ -41,8 +41,14 @@ STREAM_FAILURES: Final = (
     TesseraError,
 )
 
+
+class _Answer(Protocol):
+    @property
+    def header(self) -> pb.ResponseHeader: ...
+
+
 Request = TypeVar("Request")
-Response = TypeVar("Response")
+Response = TypeVar("Response", bound=_Answer)
 Method = Callable[[Member], UnaryUnaryMultiCallable[Request, Response]]
 
 
@@ -58,6 +64,7 @@ class Connection:
         self._members = members(config, servers)
         self._index = 0
         self._reached: Member | None = None
+        self.term = 0
         self._lost = False
         self._token = ""
         self._login: asyncio.Future[None] | None = None
@@ -119,9 +126,15 @@ class Connection:
             raise failure from None
         if member is not self._reached:
             self.worked(member)
+        self.told(response.header)
         if COUNTS.calls % TIMED_EVERY == 0:
             call_seconds.record(self._clock.monotonic_s() - start_s)
         return response
+
+    def told(self, header: pb.ResponseHeader) -> None:
+        """Of any answer. A member that lags behind may still name an older term."""
+        if header.raft_term > self.term:
+            self.term = header.raft_term
 
     def worked(self, member: Member) -> None:
         """`member` has answered."""

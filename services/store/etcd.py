@@ -52,6 +52,10 @@ class EtcdStore:
         self._watchers: set[Watcher] = set()
         self._page_keys = page_keys
 
+    @property
+    def term(self) -> int:
+        return self._connection.term
+
     async def get(self, key: str) -> KeyValue | None:
         response = await self._connection.call(
             lambda member: member.kv.Range, pb.RangeRequest(key=key_bytes(key)), repeatable=True

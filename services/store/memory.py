@@ -63,8 +63,13 @@ class MemoryStore:
         self._reachable = True
         self._closed = False
         self._background = Background()
+        self._term = 1
 
     # -- Store
+
+    @property
+    def term(self) -> int:
+        return self._term
 
     async def get(self, key: str) -> KeyValue | None:
         await self._enter()
@@ -157,6 +162,12 @@ class MemoryStore:
         """Every watch loses its stream and finds its history compacted."""
         self._breaks += 1
         self._signal()
+
+    def elect(self) -> None:
+        """A new leader: every lease begins anew."""
+        self._term += 1
+        for held in self._leases.values():
+            held.deadline_s = self._clock.monotonic_s() + held.ttl_s
 
     def set_reachable(self, reachable: bool) -> None:  # noqa: FBT001 - reads as a setter
         """Unreachable: calls raise `Retry`, watches wait."""

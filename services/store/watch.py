@@ -118,6 +118,7 @@ class Watcher:
             pending: list[kv_pb2.Event] = []
             while True:
                 response = _response(await call.read(), member)
+                self._connection.told(response.header)
                 if response.canceled:
                     raise _cancellation(response, member)
                 pending += response.events

@@ -51,6 +51,10 @@ class GatedStore:
         self.lose_answers = 0
         self.error: Exception = RuntimeError("no error was given")
 
+    @property
+    def term(self) -> int:
+        return self._store.term
+
     async def get(self, key: str) -> KeyValue | None:
         await self._gate.pass_through()
         return await self._store.get(key)

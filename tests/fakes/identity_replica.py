@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 from identity import keys
 from identity.allocate import FreeNumbers
+from identity.configured import ConfiguredIdentities
 from identity.labels import LabelFilter
-from identity.numbers import allocatable
+from identity.numbers import allocatable, reserved_labels
 from services.identityd.allocator import Allocated, Allocator, Item
 from services.identityd.announce import Announcer
 from services.identityd.commit import Committer
 from services.identityd.gc import Collector
+from services.identityd.heartbeat import beat
 from services.identityd.session import Sessions
 from services.identityd.stats import Counts
 from services.identityd.view import IdentityView
@@ -25,6 +27,7 @@ from services.store.model import LeaseId, Store
 CLUSTER = "default"
 GRACE_S = 300.0
 QUARANTINE_S = 1800.0
+FIXED = ("128=kv-store",)
 SESSION_TTL_S = 300
 
 
@@ -62,15 +65,31 @@ async def replica(
     follow: bool = True,
     collect: bool = False,
     sync_wait_s: float = 2.0,
+    pressed_quarantine_s: float = QUARANTINE_S,
 ) -> AsyncIterator[Replica]:
     numbers = allocatable(0) if numbers is None else numbers
+    configured = ConfiguredIdentities(CLUSTER, FIXED)
     chooser, counts = random.Random(seed), Counts()
-    view = IdentityView(store, FreeNumbers(numbers, chooser), clock, sync_wait_s=sync_wait_s)
+    view = IdentityView(
+        store,
+        FreeNumbers(numbers, chooser),
+        clock,
+        standing={**reserved_labels(), **configured.labels},
+        pressed_quarantine_s=pressed_quarantine_s,
+        sync_wait_s=sync_wait_s,
+    )
     async with Committer(store) as committer, asyncio.TaskGroup() as tasks:
         made = Replica(
             store,
             view,
-            Allocator(view, committer, counts, cluster=CLUSTER, label_filter=LabelFilter.default()),
+            Allocator(
+                view,
+                committer,
+                counts,
+                cluster=CLUSTER,
+                label_filter=LabelFilter.default(),
+                configured=configured,
+            ),
             Announcer(store, counts, numbers),
             Sessions(store, counts, cluster=CLUSTER, cluster_id=0, ttl_s=SESSION_TTL_S),
             Collector(
@@ -89,6 +108,7 @@ async def replica(
         if follow:
             running.append(tasks.create_task(view.follow()))
             await view.ready()
+            running.append(tasks.create_task(beat(store, clock)))
         if collect:
             running.append(tasks.create_task(made.collector.run()))
         try:

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from identity import keys
@@ -49,6 +51,18 @@ def test_each_cluster_hands_out_its_own_range():
     assert cluster_of(199472) == 3
     with pytest.raises(Invalid, match="256"):
         allocatable(256)
+
+
+def test_a_mesh_of_511_clusters_gives_the_cluster_a_bit_of_the_local_number():
+    assert allocatable(0, 511) == range(256, 32768)
+    assert allocatable(511, 511) == range(511 << 15, 1 << 24)
+    ranges = [allocatable(cluster, 511) for cluster in range(512)]
+    assert all(one.stop <= other.start for one, other in pairwise(ranges))
+    assert all(cluster_of(each[-1], 511) == cluster for cluster, each in enumerate(ranges))
+    with pytest.raises(Invalid, match="512"):
+        allocatable(512, 511)
+    with pytest.raises(Invalid, match="300"):
+        allocatable(1, 300)
 
 
 def test_reserved_identities_have_labels_and_names_and_unknown_has_no_labels():

@@ -315,3 +315,28 @@ async def test_a_value_no_label_set_can_be_read_from_still_occupies_its_number(s
 async def test_lease_numbers_that_are_none_do_not_reach_the_store(one):
     with pytest.raises(Invalid, match="open a session first"):
         await one.sessions.keep_alive(LeaseId(0))
+
+
+async def test_configured_identities_are_answered_without_a_key_in_the_store(store, one):
+    lease = await one.open()
+    before = store.revision
+    results = await one.allocator.allocate(
+        "node-a",
+        lease,
+        [
+            Item(("k8s:app=etcd", "k8s:io.cilium.fixed-identity=kv-store")),
+            Item(
+                (
+                    "k8s:k8s-app=kube-dns",
+                    "k8s:io.cilium.k8s.policy.serviceaccount=coredns",
+                    "k8s:io.kubernetes.pod.namespace=kube-system",
+                    "k8s:pod-template-hash=1",
+                )
+            ),
+            Item(("k8s:app=etcd", "k8s:io.cilium.fixed-identity=unknown")),
+        ],
+    )
+    assert [result.number for result in results[:2]] == [128, 104]
+    assert "configured: kv-store" in str(results[2])
+    assert store.revision == before
+    assert str(one.view.labels_of(NumericIdentity(128))) == "reserved:kv-store"

@@ -8,7 +8,7 @@ from identity.labels import Labels
 from identity.numbers import NumericIdentity
 from services.identityd.allocator import Item
 from services.identityd.references import release
-from services.identityd.txns import collect, refer
+from services.identityd.txns import collect, guarded, refer
 from services.runtime.errors import Exhausted
 from services.store.memory import MemoryStore
 from tests.fakes.clock import FakeClock
@@ -113,6 +113,56 @@ async def test_a_collected_number_is_not_reused_within_the_quarantine(store, clo
             await clock.advance(QUARANTINE_S / 3 - LATE_S)
         await clock.advance(4 * LATE_S)
         assert await one.allocate(await one.open(), "k8s:app=other") == [number]
+
+
+async def test_with_no_number_left_the_oldest_in_quarantine_is_reused_but_not_at_once(store, clock):
+    pressed_s = 30.0
+    numbers = range(256, 266)
+    async with replica(
+        store, clock, numbers=numbers, collect=True, pressed_quarantine_s=pressed_s
+    ) as one:
+        await clock.advance(SESSION_TTL_S + LATE_S)
+        lease = await one.open()
+        numbers = await one.allocate(lease, *(f"k8s:app=app{i}" for i in range(10)))
+        await release(store, "node-a", [NumericIdentity(n) for n in numbers[:2]])
+        # All numbers are taken, so the grace is short.
+        await clock.advance(LATE_S)
+        assert one.view.in_quarantine == 2
+        other = Item(("k8s:app=other",))
+        gone_at = clock.monotonic_s()
+        while isinstance((await one.allocator.allocate("node-a", lease, [other]))[0], Exhausted):
+            assert clock.monotonic_s() < gone_at + pressed_s
+            await clock.advance(1)
+        assert one.counts.reused_early == 1
+        [number] = await one.allocate(lease, "k8s:app=other")
+        assert number in numbers[:2]
+        assert await store.get(keys.tomb_key(NumericIdentity(number))) is None
+        await assert_consistent(store)
+
+
+async def test_a_new_leader_of_the_store_suspends_collecting(store, one, clock):
+    lease = await one.open()
+    [number] = await one.allocate(lease, "k8s:app=web")
+    await release(store, "node-a", [number])
+    await clock.advance(GRACE_S - LATE_S)
+    store.elect()
+    await clock.advance(SESSION_TTL_S - LATE_S)
+    assert one.view.labels_of(number) is not None
+    await clock.advance(3 * LATE_S)
+    assert one.view.labels_of(number) is None
+
+
+async def test_a_stopped_collector_lays_no_tombstone_that_is_about_to_end(store, one, clock):
+    lease = await one.open()
+    [number] = await one.allocate(lease, "k8s:app=web")
+    await release(store, "node-a", [number])
+    await clock.advance(1)
+    item = one.view.collectable(number)
+    quarantine, guard = await store.grant(int(QUARANTINE_S)), keys.guard_key(7)
+    await store.put(guard, b"", await store.grant(16))
+    await clock.advance(20)
+    assert not (await store.txn(guarded(guard, [item], quarantine))).succeeded
+    assert await store.get(keys.tomb_key(number)) is None
 
 
 async def test_a_returning_node_gets_its_number_back_from_the_quarantine(store, one, clock):
