@@ -36,11 +36,14 @@ __all__ = [
     "GATEWAY",
     "INTERFACE_NAME",
     "MTU",
+    "Inside",
     "VethInfo",
     "create_veth",
     "delete_veth",
     "ensure_forwarding",
+    "has_carrier",
     "list_outer",
+    "look_inside",
     "netns_exists",
     "node_addresses",
     "set_up",
@@ -51,6 +54,7 @@ DEFAULT_ROUTE: Final = "0.0.0.0/0"
 MTU: Final = 1500
 INTERFACE_NAME: Final = re.compile(r"[^\s/:]{1,15}")
 
+_IFF_UP: Final = 1
 _NUD_PERMANENT: Final = 0x80
 _SCOPE_HOST: Final = 254
 _MAIN_TABLE: Final = 254
@@ -63,6 +67,17 @@ class VethInfo:
     ifindex: int
     host_mac: bytes
     mac: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """An interface of a namespace as found. `addresses`: with prefix length. `routes`: the CIDRs of
+    the main table that lead through it to a gateway."""
+
+    mac: bytes
+    up: bool
+    addresses: frozenset[str]
+    routes: frozenset[str]
 
 
 @contextmanager
@@ -234,6 +249,54 @@ def delete_veth(outer_name: str) -> bool:
     except NotFound:  # its namespace went away meanwhile
         return False
     return True
+
+
+def has_carrier(outer_name: str) -> bool:
+    """Up at both ends."""
+    index = ifindex_of(outer_name)
+    if not index:
+        return False
+    with _netlink(f"cannot look at {outer_name}") as netlink:
+        (link,) = netlink.get_links(index)
+        return bool(link.get("carrier"))
+
+
+def look_inside(netns: str, name: str) -> Inside | None:
+    """None: no such namespace any more, or no such interface in it."""
+    try:
+        target = open_netns(netns)
+    except NotFound:
+        return None
+    try:
+        return run_in(target, lambda: _look_inside(netns, name))
+    finally:
+        os.close(target)
+
+
+def _look_inside(netns: str, name: str) -> Inside | None:
+    index = ifindex_of(name)
+    if not index:
+        return None
+    with _netlink(f"cannot look at {name} in {netns}") as netlink:
+        (link,) = netlink.get_links(index)
+        return Inside(
+            bytes.fromhex(link.get("address").replace(":", "")),
+            bool(link["flags"] & _IFF_UP),
+            frozenset(
+                f"{row.get('address')}/{row['prefixlen']}" for row in netlink.get_addr(index=index)
+            ),
+            frozenset(
+                _destination(row)
+                for row in netlink.get_routes(table=_MAIN_TABLE)
+                if row.get("oif") == index and row.get("gateway")
+            ),
+        )
+
+
+def _destination(route: Any) -> str:  # noqa: ANN401
+    if route.get("dst"):
+        return f"{route.get('dst')}/{route['dst_len']}"
+    return DEFAULT_ROUTE if route["family"] == socket.AF_INET else "::/0"
 
 
 def list_outer(prefix: str) -> dict[str, int]:

@@ -22,12 +22,10 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
-from datapath.agent.endpoints import Endpoints, Wanted
+from datapath.agent.endpoints import Endpoints
 from datapath.agent.events import EventLog
 from datapath.agent.record import EndpointRecord, State
-from datapath.links import INTERFACE_NAME
-from identity.labels import K8S, NAMESPACE_KEY
-from identity.selector import key_problem, value_problem
+from datapath.agent.requests import EndpointRequest
 from services.flows.filters import parse_filter
 from services.flows.flow import encode_line
 from services.runtime.errors import (
@@ -56,54 +54,6 @@ _STATUS: dict[type[TesseraError], HTTPStatus] = {
     Exhausted: HTTPStatus.INSUFFICIENT_STORAGE,
     Unusable: HTTPStatus.PRECONDITION_FAILED,
 }
-
-
-class EndpointRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`labels`: each source:key=value. `netns`: a name of `ip netns`, or a path."""
-
-    namespace: str
-    name: str
-    netns: str
-    labels: tuple[str, ...] = ()
-    interface: str = "eth0"
-
-    def wanted(self) -> Wanted:
-        """Raises `Invalid` for what no step of the creation could be content with."""
-        for field, text in (("namespace", self.namespace), ("name", self.name)):
-            if not text or not text.isprintable() or "/" in text or len(text) > 253:
-                raise Invalid(f"{field} {text!r}: 1 to 253 printable characters without /")
-        if value_problem(self.namespace) or self.namespace != self.namespace.lower():
-            raise Invalid(
-                f"namespace {self.namespace!r} could not be named by a policy: use lower-case "
-                "letters, digits and -, at most 63"
-            )
-        if not self.netns or ("/" in self.netns and not self.netns.startswith("/")):
-            raise Invalid(
-                f"netns {self.netns!r} is neither a name of `ip netns` nor an absolute path"
-            )
-        if not INTERFACE_NAME.fullmatch(self.interface) or self.interface in (".", ".."):
-            raise Invalid(
-                f"interface {self.interface!r} is no interface name: 1 to 15 characters, no "
-                "space, / or :"
-            )
-        for label in self.labels:
-            self._check(label)
-        return Wanted(self.namespace, self.name, self.labels, self.netns, self.interface)
-
-    def _check(self, label: str) -> None:
-        source, colon, rest = label.partition(":")
-        key, _, value = rest.partition("=")
-        if not source or not colon or not key:
-            raise Invalid(f"label {label!r} is not source:key=value, such as k8s:app=web")
-        if source != K8S:
-            return
-        if problem := key_problem(key) or value_problem(value):
-            raise Invalid(f"label {label!r} could not be selected by a policy: {problem}")
-        if key == NAMESPACE_KEY and value != self.namespace:
-            raise Invalid(
-                f"label {label!r} names another namespace than the endpoint's, "
-                f"{self.namespace!r}: remove it, it is added here"
-            )
 
 
 class EndpointView(msgspec.Struct, frozen=True):

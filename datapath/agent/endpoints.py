@@ -165,13 +165,6 @@ class Endpoints:
                 return record
         raise NotFound(f"no endpoint {ref} on this node; see GET /v1/endpoints")
 
-    def attached(self, container: str, interface: str) -> EndpointRecord | None:
-        """What a runtime asked for under these two names, released or not."""
-        for record in self._records.values():
-            if (record.container, record.interface) == (container, interface) and container:
-                return record
-        return None
-
     async def at_rest(self, record: EndpointRecord) -> None:
         """Returns when nobody is creating or deleting it."""
         while record.key in self._busy:

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address
 
 from datapath import links
 from datapath.agent.record import EndpointRecord
+from datapath.cni.result import Seen
 from datapath.links import VethInfo
 from datapath.loader import Datapath
 from datapath.maps.conntrack import forget_address
@@ -40,6 +41,19 @@ class NodeMachine:
 
     def detach(self, outer: str) -> None:
         self.datapath.detach(outer)
+
+    def see(self, record: EndpointRecord) -> Seen:
+        """Everything an endpoint is made of, as the kernel has it."""
+        row = self.datapath.tables.endpoints.get(record.ifindex)
+        local = self.datapath.tables.local4.get(record.address)
+        return Seen(
+            inside=links.look_inside(record.netns, record.interface),
+            outer=links.ifindex_of(record.outer) == record.ifindex,
+            carrier=links.has_carrier(record.outer),
+            judged=record.outer in self.datapath.attached(),
+            row=row is not None and (row.id, row.identity) == (record.id, record.identity),
+            delivered=local is not None and local.ifindex == record.ifindex,
+        )
 
     def forget_flows(self, address: int) -> int:
         return forget_address(self.datapath.tables.ct4, address)

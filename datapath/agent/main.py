@@ -46,6 +46,7 @@ from datapath.agent.subscribe import Subscription
 from datapath.agent.tools_api import ToolsApi
 from datapath.agent.verify import Verifier
 from datapath.agent.view import View
+from datapath.cni.service import Cni
 from datapath.loader import AttachMode, Datapath
 from datapath.maps.layout import NodeConfig
 from datapath.maps.tables import Sizes
@@ -170,13 +171,14 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             before=events.about_to_change,
             on_realised=lambda _: keeper.view_changed(),
         )
+        machine = NodeMachine(loaded)
         endpoints = Endpoints(
             node=node,
             identities=session,
             addresses=Addressing(IpamServiceStub(to_ipamd), node),
             policies=subscription,
             rows=enforcement,
-            machine=NodeMachine(loaded),
+            machine=machine,
             save=keeper.save,
             before_forgetting=events.about_to_change,
             clock=clock,
@@ -204,6 +206,8 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             lambda: {r.ifindex: r.outer for r in endpoints.records if r.state is State.READY},
         )
         door.add_routes(ToolsApi(verifier, view).routes())
+        cni = Cni(endpoints, machine, status.away, vanished, Path(config.labels_dir))
+        door.add_routes(cni.routes())
         await stack.enter_async_context(serve_metrics(config.metrics_listen, status.checks))
         await stack.enter_async_context(api.serve(door, Path(config.run_dir) / api.SOCKET_NAME))
         log.info(

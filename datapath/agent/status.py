@@ -66,6 +66,12 @@ class Status:
             },
         }
 
+    def away(self) -> str:
+        """What no endpoint can be made without; empty: nothing is missing."""
+        doors = (("identityd", self.session), ("policyd", self.subscription))
+        missing = (f"{name}: {door.error}" for name, door in doors if not door.connected)
+        return next(missing, "")
+
     def checks(self) -> Mapping[str, str]:
         """For /healthz: what is enforced, not whether the control plane answers; without it the
         node keeps enforcing."""

@@ -162,8 +162,9 @@ class ApidConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`node_ip` empty: the first IPv4 address that is not loopback. `bpf_object` empty: the object
-    shipped in the package. `attach`: auto, tcx or clsact. `..._max`: entries of a BPF map;
-    datapath.maps.tables.Sizes has the same names."""
+    shipped in the package. `labels_dir`: labels of containers that come by CNI. `attach`: auto,
+    tcx or clsact. `..._max`: entries of a BPF map; datapath.maps.tables.Sizes has the same
+    names."""
 
     log: LogConfig = LogConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
@@ -172,6 +173,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     state_dir: str = "/var/lib/tessera"
     run_dir: str = "/run/tessera"
     bpf_dir: str = "/sys/fs/bpf/tessera"
+    labels_dir: str = "/etc/tessera/labels"
     bpf_object: str = ""
     identityd: str = "127.0.0.1:7401"
     ipamd: str = "127.0.0.1:7402"
@@ -201,7 +203,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
                 IPv4Address(self.node_ip)
             except ValueError as error:
                 raise ValueError(f"node_ip: {error}") from None
-        for key in ("state_dir", "run_dir", "bpf_dir"):
+        for key in ("state_dir", "run_dir", "bpf_dir", "labels_dir"):
             path = getattr(self, key)
             check(path.startswith("/"), f"{key}: {path!r} is not an absolute path")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from datapath.agent.api import EndpointRequest
+from datapath.agent.requests import EndpointRequest
 from services.runtime.errors import Invalid
 
 
