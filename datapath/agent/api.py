@@ -57,7 +57,8 @@ _STATUS: dict[type[TesseraError], HTTPStatus] = {
 
 
 class EndpointView(msgspec.Struct, frozen=True):
-    """`interface`: the host side."""
+    """`interface`: the host side. `container`, `network`: a runtime's names, when it came by
+    CNI."""
 
     id: int
     namespace: str
@@ -68,6 +69,8 @@ class EndpointView(msgspec.Struct, frozen=True):
     interface: str
     netns: str
     state: str
+    container: str
+    network: str
 
 
 def endpoint_view(record: EndpointRecord) -> EndpointView:
@@ -81,6 +84,8 @@ def endpoint_view(record: EndpointRecord) -> EndpointView:
         interface=record.outer,
         netns=record.netns,
         state=record.state.value,
+        container=record.container,
+        network=record.network,
     )
 
 

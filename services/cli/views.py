@@ -46,6 +46,7 @@ class Endpoint(Struct, frozen=True):
     state: str = ""
     interface: str = ""
     labels: tuple[str, ...] = ()
+    container: str = ""
 
     @property
     def ref(self) -> str:
