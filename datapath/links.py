@@ -1,4 +1,4 @@
-"""Interfaces, addresses, routes and neighbours; the only user of pyroute2.
+"""Interfaces, addresses, routes and neighbours of endpoints; with routes.py the user of pyroute2.
 
 An endpoint's pair, seen from both ends:
 

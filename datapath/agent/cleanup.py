@@ -1,6 +1,6 @@
 """`tessera agent --cleanup`: takes every trace of a node's agent off the machine, and says what.
 
-    interfaces of endpoints ──► programs elsewhere ──► pins, and the maps with them ──► files
+    endpoints' interfaces ──► programs elsewhere ──► routes ──► pins, maps with them ──► files
     and, as far as the control plane answers: addresses, identities and announcements given back
 
 Only what this node's files and pins name is touched; another agent's of the same machine is not.
@@ -29,6 +29,7 @@ from datapath.agent.checkpoint import ENDPOINTS_FILE, VIEW_FILE, Journal
 from datapath.agent.record import OUTER_PREFIX
 from datapath.attachments import Attachments
 from datapath.maps.tables import CODECS, MAPS_DIR
+from datapath.routes import Router
 from services.runtime.config import AgentConfig
 from services.runtime.errors import TesseraError, Unusable
 from services.runtime.process import load_or_exit
@@ -75,6 +76,10 @@ def _steps(config: AgentConfig) -> Iterator[str]:
                 yield f"interface {outer}" + (f" of {known[outer]}" if outer in known else "")
         else:
             yield f"programs on {outer}"
+    router = Router(config.node_name)
+    if routes := router.held():
+        router.drop(routes)
+        yield f"{len(routes)} routes to endpoints of other nodes"
     if bpf_dir.is_dir():
         maps = [name for name in CODECS if (bpf_dir / MAPS_DIR / name).exists()]
         shutil.rmtree(bpf_dir)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pyroaring import BitMap
 
@@ -75,6 +75,7 @@ class Realised:
     revision: int
     failures: Mapping[NumericIdentity, str]
     rows: int
+    change: ViewChange = field(default_factory=ViewChange)
 
 
 class Enforcement:
@@ -155,7 +156,7 @@ class Enforcement:
                 rows = self._follow(change)
                 writing.set_attribute("rows", rows)
             current.set_attribute("revision", self.view.revision)
-        return Realised(self.view.revision, self.failures, rows)
+        return Realised(self.view.revision, self.failures, rows, change)
 
     def _follow(self, change: ViewChange) -> int:
         """In two phases: what identities may that an address is leaving changes after it left, so

@@ -34,11 +34,12 @@ from datapath.agent import api, checkpoint, recovery
 from datapath.agent.addressing import Addressing
 from datapath.agent.checkpoint import Journal
 from datapath.agent.endpoints import Endpoints
-from datapath.agent.enforcement import Enforcement
+from datapath.agent.enforcement import Enforcement, Realised
 from datapath.agent.events import EventLog
 from datapath.agent.explain import Explainer
 from datapath.agent.keeper import Keeper
 from datapath.agent.machine import NodeMachine
+from datapath.agent.node import Node
 from datapath.agent.record import EndpointRecord, State
 from datapath.agent.session import Session
 from datapath.agent.status import Status
@@ -161,6 +162,7 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             view,
             clock,
         )
+        whole = Node(config, view, [*map(str, restored.own)], node_ip, clock)
         subscription = Subscription(
             PolicyDistributionStub(to_policyd),
             config.policyd,
@@ -169,7 +171,7 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             clock=clock,
             jitter=jitter,
             before=events.about_to_change,
-            on_realised=lambda _: keeper.view_changed(),
+            on_realised=lambda done: followed(done, keeper, whole),
         )
         machine = NodeMachine(loaded)
         endpoints = Endpoints(
@@ -195,6 +197,7 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             session=session,
             subscription=subscription,
             events=events,
+            whole=whole,
         )
         status.observe()
 
@@ -222,8 +225,14 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             group.create_task(subscription.run())
             group.create_task(keeper.run())
             group.create_task(events.run())
+            group.create_task(whole.run())
             group.create_task(endpoints.tidy(vanished))
             group.create_task(follow_own_addresses(enforcement, clock))
+
+
+def followed(done: Realised, keeper: Keeper, whole: Node) -> None:
+    keeper.view_changed()
+    whole.follow(done.change)
 
 
 def take_over(

@@ -12,6 +12,7 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from datapath.agent.endpoints import Endpoints
 from datapath.agent.enforcement import Enforcement
 from datapath.agent.events import EventLog
+from datapath.agent.node import Node
 from datapath.agent.record import State
 from datapath.agent.session import Session
 from datapath.agent.subscribe import Subscription
@@ -32,6 +33,7 @@ class Status:
     session: Session
     subscription: Subscription
     events: EventLog
+    whole: Node
 
     def report(self) -> dict[str, object]:
         records = self.endpoints.records
@@ -59,6 +61,7 @@ class Status:
                 "groups": len(self.enforcement.view.groups),
                 "rules": len(self.enforcement.view.rules),
             },
+            **self.whole.report(),
             "events": {
                 "seen": self.events.seen,
                 "lost": self.events.lost,

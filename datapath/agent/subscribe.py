@@ -110,7 +110,8 @@ class Subscription:
         while True:
             try:
                 await self._follow()
-            except* (TesseraError, grpc.aio.AioRpcError) as group:
+            # What grpc.aio raises for a write to a stream that has just ended is no RpcError.
+            except* (TesseraError, grpc.aio.AioRpcError, asyncio.InvalidStateError) as group:
                 self._away(_first(group))
             await self._clock.sleep(self._pause_s * self._jitter.uniform(0.5, 1.0))
             self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)

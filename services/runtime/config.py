@@ -27,6 +27,7 @@ COMMON_SECTIONS: Final = ("etcd", "log", "telemetry")
 PROCESS_SECTIONS: Final = ("identityd", "ipamd", "policyd", "apid", "agent")
 ATTACH: Final = ("auto", "tcx", "clsact")
 CIDR_MODES: Final = ("cilium", "addresses")
+ROUTING: Final = ("direct", "none")
 SECRET_KEYS: Final = frozenset({"password"})
 
 Seconds = Annotated[float, Meta(gt=0)]
@@ -163,7 +164,8 @@ class ApidConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`node_ip` empty: the first IPv4 address that is not loopback. `bpf_object` empty: the object
     shipped in the package. `labels_dir`: labels of containers that come by CNI. `attach`: auto,
-    tcx or clsact. `..._max`: entries of a BPF map; datapath.maps.tables.Sizes has the same
+    tcx or clsact. `routing`: direct, by a route through the other node, or none where the network
+    knows the way. `..._max`: entries of a BPF map; datapath.maps.tables.Sizes has the same
     names."""
 
     log: LogConfig = LogConfig()
@@ -181,6 +183,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     metrics_listen: str = "127.0.0.1:7414"
     allow_localhost: bool = True
     attach: str = "auto"
+    routing: str = "direct"
     endpoints_max: Annotated[int, Meta(ge=16)] = 4096
     ipcache4_max: Annotated[int, Meta(ge=1024)] = 262_144
     ipcache4_prefix_max: Annotated[int, Meta(ge=1024)] = 65_536
@@ -194,6 +197,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         check_listeners("", self.metrics_listen)
         check(self.attach in ATTACH, f"attach: {self.attach!r} is none of {', '.join(ATTACH)}")
+        check(self.routing in ROUTING, f"routing: {self.routing!r} is none of {', '.join(ROUTING)}")
         check(
             self.node_name.isprintable() and self.node_name.strip("/ ") == self.node_name != "",
             f"node_name: {self.node_name!r} is empty or holds what a name cannot",

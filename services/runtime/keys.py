@@ -17,6 +17,7 @@ KEYS: Final = MappingProxyType(
         "changed": "number of objects changed",
         "cluster": "name of a cluster",
         "cluster_id": "number of a cluster, of Tessera's or etcd's",
+        "code": "number of an error, as the protocol it is of numbers them",
         "config": "the configuration in force, without secrets",
         "count": "number of things the event is about",
         "detail": "one line of free text from elsewhere: the kernel, etcd, a peer",

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -51,6 +51,8 @@ def free_port() -> int:
 
 
 class Stack:
+    runs: Sequence[str] = layout.PROCESSES
+
     def __init__(self, tag: str) -> None:
         self.dir = Path(tempfile.mkdtemp(prefix=f"tsr-{tag}-"))
         # Interfaces are named after the node, and other tests of this machine have nodes, too.
@@ -92,7 +94,7 @@ class Stack:
         tables = layout.node_config(user, self.layout, (f"127.0.0.1:{self.etcd_port}",))
         self.layout.config_file.write_text(layout.dump(tables))
         self.start_etcd()
-        for name in layout.PROCESSES:
+        for name in self.runs:
             self.start_process(name)
         self.wait_ready()
 
@@ -135,11 +137,14 @@ class Stack:
             for name, process in self.processes.items():
                 assert process.poll() is None, f"{name} ended: {self.log(name)}"
             try:
-                return self.node()["connected"] and bool(self.agent.get("/v1/status"))
+                return self.answers()
             except TesseraError:
                 return False
 
         eventually(ready, "the node is not ready", 60.0)
+
+    def answers(self) -> bool:
+        return bool(self.node()["connected"] and self.agent.get("/v1/status"))
 
     def signal(self, name: str, number: signal.Signals) -> None:
         self.processes[name].send_signal(number)
