@@ -11,6 +11,7 @@ knowledge is corrected and the decision taken anew.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -22,7 +23,6 @@ from identity.labels import (
     RESERVED,
     Invalid,
     Label,
-    LabelFilter,
     Labels,
 )
 from identity.numbers import UNKNOWN, NumericIdentity, Scope, scope_for
@@ -153,14 +153,14 @@ def decide(
 # ------------------------------------------------------------------ label sets of workloads
 
 
-def workload_labels(labels: Labels, cluster: str, label_filter: LabelFilter) -> Labels:
+def workload_labels(labels: Labels, cluster: str, filtered: Callable[[Labels], Labels]) -> Labels:
     """The labels that make the identity of a workload of `cluster`.
 
     Raises `Invalid` for a set that the cluster does not allocate a number for.
     """
     if K8S in labels.sources():
         labels = _of_cluster(labels, cluster)
-    kept = label_filter.apply(labels)
+    kept = filtered(labels)
     if not kept:
         given = f"'{labels}' leaves nothing" if labels else "there is none"
         raise Invalid(

@@ -10,6 +10,7 @@ Private (readers of the public prefix log what they do not know, so these live e
     tessera/id/ref/<N>/<node>                 digest, leased by the node's session
     tessera/id/tomb/<N>                       digest, leased: N is in quarantine
     tessera/id/guard/<lease>                  empty, leased: tombs may hang on that lease
+    tessera/id/rules                          JSON: which labels make an identity
     tessera/id/heartbeat                      time; rewritten, so that a stalled watch is noticed
 """
 
@@ -26,6 +27,7 @@ IDX_PREFIX: Final = "tessera/id/idx/"
 REF_PREFIX: Final = "tessera/id/ref/"
 TOMB_PREFIX: Final = "tessera/id/tomb/"
 GUARD_PREFIX: Final = "tessera/id/guard/"
+RULES: Final = "tessera/id/rules"
 HEARTBEAT: Final = "tessera/id/heartbeat"
 # Other clusters take this one for gone when it is not rewritten for two minutes.
 PUBLIC_HEARTBEAT: Final = "cilium/.heartbeat"

@@ -20,9 +20,11 @@ from typing import Final
 from identity import labels as label_sets
 from identity.allocate import Create, Refer, Wanted, decide, workload_labels
 from identity.configured import ConfiguredIdentities
-from identity.labels import LabelFilter, Labels
+from identity.labels import Labels
 from identity.numbers import UNKNOWN, NumericIdentity
 from services.identityd.commit import Committer, Outcome
+from services.identityd.guard import Guard
+from services.identityd.rules import RulesInForce
 from services.identityd.stats import Counts
 from services.identityd.txns import TxnResult, found_index, of_decision
 from services.identityd.view import IdentityView
@@ -34,12 +36,13 @@ from services.runtime.errors import (
     TesseraError,
 )
 from services.runtime.log import logger
-from services.store.model import LeaseId
+from services.store.model import LeaseId, Revision
 
 log = logger(__name__)
 
 # Each round loses only to a writer that got further; more rounds mean a store edited by hand.
 ROUNDS: Final = 16
+NEVER_STORED: Final = Revision(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +55,12 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Allocated:
+    """`revision`: since when the set has the number; 0 for one that is never stored."""
+
     number: NumericIdentity
     labels: Labels
     remapped: bool
+    revision: Revision = NEVER_STORED
 
 
 @dataclass(slots=True)
@@ -81,14 +87,15 @@ class Allocator:
         counts: Counts,
         *,
         cluster: str,
-        label_filter: LabelFilter,
+        rules: RulesInForce,
         configured: ConfiguredIdentities,
     ) -> None:
         self._view = view
         self._committer = committer
         self._counts = counts
         self._cluster = cluster
-        self._filter = label_filter
+        self._rules = rules
+        self.guard = Guard(lambda: view.usage, view.under_way, lambda: rules.rules)
         self._configured = configured
         # Sets that a call of this process is creating right now.
         self._creating: dict[str, asyncio.Event] = {}
@@ -102,6 +109,7 @@ class Allocator:
         known about any item, and the call may be repeated as it is.
         """
         await self._view.ready()
+        await self._rules.ready()
         prepared = [self._prepare(item) for item in items]
         call = _Call(node, lease)
         for wanted in prepared:
@@ -122,7 +130,7 @@ class Allocator:
             fixed = self._configured.fixed_number(given)
             if fixed is not None:
                 return _standing(fixed, self._configured.labels[fixed], item)
-            kept = workload_labels(given, self._cluster, self._filter)
+            kept = workload_labels(given, self._cluster, self._rules.apply)
         except label_sets.Invalid as error:
             return Invalid(str(error))
         number = self._configured.number_of(kept)
@@ -140,8 +148,8 @@ class Allocator:
                 awaited.append(underway)
                 continue
             decision = self._decide(wanted)
-            if decision is None:
-                call.settle(wanted.digest, self._exhausted())
+            if isinstance(decision, Exhausted):
+                call.settle(wanted.digest, decision)
                 continue
             if isinstance(decision, Create):
                 self._creating[wanted.digest] = mine
@@ -159,9 +167,14 @@ class Allocator:
         for event in awaited:
             await event.wait()
 
-    def _decide(self, wanted: Wanted) -> Create | Refer | None:
+    def _decide(self, wanted: Wanted) -> Create | Refer | Exhausted:
         known = self._view.number_of(wanted.digest)
-        return decide(wanted, known, self._view.free, self._view)
+        if known is None:
+            refusal = self.guard.refusal(wanted.labels)
+            if refusal is not None:
+                return refusal
+        decision = decide(wanted, known, self._view.free, self._view)
+        return self._exhausted() if decision is None else decision
 
     def _learn(self, call: _Call, decision: Create | Refer, outcome: Outcome) -> None:
         wanted, number = decision.wanted, decision.number
@@ -189,6 +202,7 @@ class Allocator:
         if isinstance(decision, Create):
             self._view.created(number, wanted, outcome.revision)
             self._counts.created += 1
+            self.guard.created(wanted.labels)
             call.created.append((number, wanted.labels))
             if decision.tomb and wanted.previous != number:
                 self._counts.reused_early += 1
@@ -229,7 +243,9 @@ class Allocator:
             case Wanted(labels=labels, digest=digest, previous=previous):
                 settled = call.settled[digest]
                 if not isinstance(settled, TesseraError):
-                    return Allocated(settled, labels, previous not in (UNKNOWN, settled))
+                    remapped = previous not in (UNKNOWN, settled)
+                    since = self._view.idx_revision(digest)
+                    return Allocated(settled, labels, remapped, since)
                 self._counts.refused += 1
                 return settled
             case Allocated():

@@ -27,13 +27,13 @@ from tessera_wire.identity.v1.identity_pb2_grpc import add_IdentityServiceServic
 from identity import labels as label_sets
 from identity.allocate import FreeNumbers
 from identity.configured import ConfiguredIdentities
-from identity.labels import LabelFilter
 from identity.numbers import allocatable, reserved_labels
 from services.identityd.allocator import Allocator
 from services.identityd.announce import Announcer
 from services.identityd.commit import Committer
 from services.identityd.gc import Collector
 from services.identityd.heartbeat import beat
+from services.identityd.rules import LabelRules, RulesInForce
 from services.identityd.service import IdentityServicer
 from services.identityd.session import Sessions
 from services.identityd.stats import Counts, observe
@@ -69,6 +69,7 @@ async def identityd(config: IdentitydConfig, clock: Clock) -> None:
             standing={**reserved_labels(), **configured.labels},
             pressed_quarantine_s=config.pressed_quarantine_s,
         )
+        rules = RulesInForce(label_rules(config))
         observe(counts, view)
         collector = Collector(
             store,
@@ -88,9 +89,10 @@ async def identityd(config: IdentitydConfig, clock: Clock) -> None:
                 committer,
                 counts,
                 cluster=config.cluster,
-                label_filter=LabelFilter.default(),
+                rules=rules,
                 configured=configured,
             ),
+            rules,
             Announcer(store, counts, numbers),
             Sessions(
                 store,
@@ -112,6 +114,7 @@ async def identityd(config: IdentitydConfig, clock: Clock) -> None:
             serve(config.listen, register) as bound,
         ):
             tasks.create_task(restarting("identity view", view.follow, clock))
+            tasks.create_task(restarting("label rules", partial(rules.follow, store), clock))
             tasks.create_task(restarting("heartbeat", partial(beat, store, clock), clock))
             tasks.create_task(restarting("identity collector", collector.run, clock))
             log.info("identityd.serving", listen=bound.target)
@@ -130,6 +133,12 @@ def configured_identities(config: IdentitydConfig) -> ConfiguredIdentities:
         return ConfiguredIdentities(config.cluster, config.fixed_identities)
     except label_sets.Invalid as error:
         raise Invalid(f"identityd.fixed_identities: {error}") from None
+
+
+def label_rules(config: IdentitydConfig) -> LabelRules:
+    return LabelRules(
+        config.label_filter, config.policy_relevant, config.namespace_quota, config.warn_values
+    )
 
 
 def _checks(view: IdentityView) -> Mapping[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
@@ -16,6 +17,7 @@ from services.identityd.allocator import Allocated, Allocator, Item
 from services.identityd.announce import Announcer
 from services.identityd.published import AddressValue
 from services.identityd.references import release
+from services.identityd.rules import LabelRules, RulesInForce, set_rules
 from services.identityd.session import Sessions, check_lease, check_node
 from services.identityd.view import IdentityView
 from services.runtime.errors import (
@@ -26,7 +28,7 @@ from services.runtime.errors import (
     Retry,
     TesseraError,
 )
-from services.store.model import LeaseId, Store
+from services.store.model import LeaseId, Revision, Store
 from services.wire.convert import labels_to_wire
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -45,6 +47,7 @@ class IdentityServicer(IdentityServiceServicer):
         store: Store,
         view: IdentityView,
         allocator: Allocator,
+        rules: RulesInForce,
         announcer: Announcer,
         sessions: Sessions,
         *,
@@ -54,6 +57,7 @@ class IdentityServicer(IdentityServiceServicer):
         self._store = store
         self._view = view
         self._allocator = allocator
+        self._rules = rules
         self._announcer = announcer
         self._sessions = sessions
         self._cluster = cluster
@@ -110,6 +114,36 @@ class IdentityServicer(IdentityServiceServicer):
         check_node(request.node)
         await self._announcer.withdraw(request.host_ip, request.ips)
         return pb.WithdrawResponse()
+
+    async def FollowLabelRules(
+        self, request: pb.FollowLabelRulesRequest, context: _Context
+    ) -> AsyncIterator[pb.LabelRulesVersion]:
+        version = ""
+        while True:
+            version = await self._rules.news(version)
+            yield pb.LabelRulesVersion(version=version)
+
+    async def GetLabelRules(
+        self, request: pb.GetLabelRulesRequest, context: _Context
+    ) -> pb.LabelRules:
+        await self._rules.ready()
+        return _rules_to_wire(self._rules)
+
+    async def SetLabelRules(
+        self, request: pb.SetLabelRulesRequest, context: _Context
+    ) -> pb.LabelRules:
+        """Answered once this replica follows the new rules."""
+        await self._rules.ready()
+        wanted = request.rules
+        rules = LabelRules(
+            tuple(wanted.label_filter),
+            wanted.policy_relevant,
+            wanted.namespace_quota,
+            wanted.warn_values or LabelRules().warn_values,
+        )
+        revision = await set_rules(self._store, rules, Revision(wanted.revision))
+        await self._rules.reached(revision)
+        return _rules_to_wire(self._rules)
 
     async def GetIdentity(self, request: pb.GetIdentityRequest, context: _Context) -> pb.Identity:
         await self._view.ready()
@@ -175,6 +209,20 @@ def _result(result: Allocated | TesseraError) -> pb.AllocateResult:
         identity=result.number,
         labels=labels_to_wire(result.labels),
         remapped=result.remapped,
+        revision=result.revision,
+    )
+
+
+def _rules_to_wire(rules: RulesInForce) -> pb.LabelRules:
+    now = rules.rules
+    return pb.LabelRules(
+        label_filter=now.label_filter,
+        policy_relevant=now.policy_relevant,
+        namespace_quota=now.namespace_quota,
+        warn_values=now.warn_values,
+        revision=rules.revision,
+        version=rules.version,
+        relevant_keys=sorted(rules.relevant or ()),
     )
 
 

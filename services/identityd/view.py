@@ -13,6 +13,7 @@ learned is entered at once, and an older event does not undo it.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -28,7 +29,7 @@ from services.identityd.caution import Losses
 from services.identityd.feed import Change, ChangeKind, Feed
 from services.identityd.quarantine import Quarantine, Tomb
 from services.identityd.txns import Collectable
-from services.identityd.usage import Usage
+from services.identityd.usage import Usage, namespace_of
 from services.runtime.clock import Clock
 from services.runtime.errors import Retry
 from services.runtime.log import logger
@@ -92,6 +93,7 @@ class IdentityView:
         self._nodes: dict[NumericIdentity, set[str]] = {}
         # Being created by this process, so that the watch's news need not be parsed.
         self._own: dict[NumericIdentity, Wanted] = {}
+        self._under_way: Counter[str] = Counter()
         self.quarantine.clear()
         self.announced = Announced()
         self.usage = Usage()
@@ -213,9 +215,14 @@ class IdentityView:
 
     # -------------------------------------------------------------- learning
 
+    def under_way(self, namespace: str) -> int:
+        """Identities of the namespace that this process is creating, unseen by the watch."""
+        return self._under_way[namespace]
+
     def expecting(self, number: NumericIdentity, wanted: Wanted) -> None:
         """A transaction of ours is about to give `number` to the set."""
         self._own[number] = wanted
+        self._under_way[namespace_of(wanted.labels)] += 1
 
     def created(self, number: NumericIdentity, wanted: Wanted, revision: Revision) -> None:
         """It did. The watch may have told before."""
@@ -223,7 +230,13 @@ class IdentityView:
             self._index[wanted.digest] = _Entry(number, revision)
 
     def not_created(self, number: NumericIdentity) -> None:
-        self._own.pop(number, None)
+        self._take_own(number)
+
+    def _take_own(self, number: NumericIdentity) -> Wanted | None:
+        own = self._own.pop(number, None)
+        if own is not None:
+            self._under_way[namespace_of(own.labels)] -= 1
+        return own
 
     def corrected(self, digest: str, found: KeyValue | None) -> NumericIdentity | None:
         """What a transaction that failed read under the set's index key."""
@@ -288,7 +301,7 @@ class IdentityView:
             self._becomes_idle(number)
 
     def _read(self, number: NumericIdentity, kv: KeyValue) -> _Known:
-        own = self._own.pop(number, None)
+        own = self._take_own(number)
         if own is not None and own.labels.canonical().encode() == kv.value:
             return _Known(own.labels, own.digest, kv.mod_revision)
         try:

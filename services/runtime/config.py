@@ -82,7 +82,8 @@ class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 class IdentitydConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`max_clusters`: 255 or 511, alike in a whole mesh. `fixed_identities`: "128=kv-store".
-    `pressed_quarantine_s`: how long a number rests at least once no other is left."""
+    `pressed_quarantine_s`: how long a number rests at least once no other is left. The last four
+    hold until label rules are set in the cluster."""
 
     etcd: EtcdConfig = EtcdConfig()
     log: LogConfig = LogConfig()
@@ -97,6 +98,10 @@ class IdentitydConfig(Struct, frozen=True, forbid_unknown_fields=True):
     quarantine_s: WholeSeconds = 1800
     pressed_quarantine_s: WholeSeconds = 30
     fixed_identities: tuple[str, ...] = ()
+    label_filter: tuple[str, ...] = ()
+    policy_relevant: bool = False
+    namespace_quota: Annotated[int, Meta(ge=0)] = 4096
+    warn_values: Annotated[int, Meta(ge=2)] = 100
 
     def __post_init__(self) -> None:
         check_listeners(self.listen, self.metrics_listen)

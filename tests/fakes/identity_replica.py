@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from identity import keys
 from identity.allocate import FreeNumbers
 from identity.configured import ConfiguredIdentities
-from identity.labels import LabelFilter
 from identity.numbers import allocatable, reserved_labels
 from services.identityd.allocator import Allocated, Allocator, Item
 from services.identityd.announce import Announcer
 from services.identityd.commit import Committer
 from services.identityd.gc import Collector
 from services.identityd.heartbeat import beat
+from services.identityd.rules import LabelRules, RulesInForce
 from services.identityd.session import Sessions
 from services.identityd.stats import Counts
 from services.identityd.view import IdentityView
@@ -40,6 +40,7 @@ class Replica:
     sessions: Sessions
     collector: Collector
     counts: Counts
+    rules: RulesInForce
 
     async def open(self, node: str = "node-a") -> LeaseId:
         return (await self.sessions.open(node, LeaseId(0), 0, "192.0.2.1")).lease
@@ -66,9 +67,11 @@ async def replica(
     collect: bool = False,
     sync_wait_s: float = 2.0,
     pressed_quarantine_s: float = QUARANTINE_S,
+    label_rules: LabelRules | None = None,
 ) -> AsyncIterator[Replica]:
     numbers = allocatable(0) if numbers is None else numbers
     configured = ConfiguredIdentities(CLUSTER, FIXED)
+    rules = RulesInForce(LabelRules() if label_rules is None else label_rules)
     chooser, counts = random.Random(seed), Counts()
     view = IdentityView(
         store,
@@ -87,7 +90,7 @@ async def replica(
                 committer,
                 counts,
                 cluster=CLUSTER,
-                label_filter=LabelFilter.default(),
+                rules=rules,
                 configured=configured,
             ),
             Announcer(store, counts, numbers),
@@ -103,8 +106,10 @@ async def replica(
                 session_ttl_s=SESSION_TTL_S,
             ),
             counts,
+            rules,
         )
         running = []
+        running.append(tasks.create_task(rules.follow(store)))
         if follow:
             running.append(tasks.create_task(view.follow()))
             await view.ready()
