@@ -55,6 +55,10 @@ class Identities:
         self._stub = identity_pb2_grpc.IdentityServiceStub(self._channel)
         session = self._stub.OpenSession(pb.OpenSessionRequest(node="elsewhere", ttl_s=3600))
         self._lease = session.lease
+        # Bursts are larger than what one namespace may have.
+        self._stub.SetLabelRules(
+            pb.SetLabelRulesRequest(rules=pb.LabelRules(namespace_quota=0)), timeout=10
+        )
         # Without those of the endpoints, which identityd gave at random.
         taken = {endpoint["identity"] for endpoint in stack.endpoints()}
         self._numbers = (number for number in range(1000, 65_536) if number not in taken)
