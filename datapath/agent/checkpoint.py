@@ -46,7 +46,7 @@ VIEW_FILE = "view.ckpt"
 
 _HEADER = struct.Struct("<4sHxxIQ")  # magic, version, crc32, length
 _MAGIC = b"TSRA"
-_VERSION = 1
+_VERSION = 2
 
 T = TypeVar("T")
 
@@ -164,6 +164,7 @@ def _record(fields: dict[str, Any]) -> EndpointRecord:
 def pack_view(view: View) -> bytes:
     return _packed(
         {
+            "instance": view.instance,
             "revision": view.revision,
             "locals": [_plain_policy(policy) for policy in view.locals.values()],
             "groups": [(group, members.serialize()) for group, members in view.groups.items()],
@@ -178,6 +179,10 @@ def pack_view(view: View) -> bytes:
     )
 
 
+def unpack_view(packed: bytes) -> View:
+    return _view(msgpack.unpackb(packed, strict_map_key=False))
+
+
 def _view(value: Any) -> View:  # noqa: ANN401
     policies = [_policy(fields) for fields in value["locals"]]
     rules = [
@@ -186,6 +191,7 @@ def _view(value: Any) -> View:  # noqa: ANN401
     ]
     addresses = [Address(*fields) for fields in value["addresses"]]
     return View(
+        instance=value["instance"],
         revision=value["revision"],
         locals_={policy.identity: policy for policy in policies},
         groups={GroupId(group): BitMap.deserialize(members) for group, members in value["groups"]},

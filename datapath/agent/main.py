@@ -43,7 +43,7 @@ from datapath.agent.node import Node
 from datapath.agent.record import EndpointRecord, State
 from datapath.agent.session import Session
 from datapath.agent.status import Status
-from datapath.agent.subscribe import Subscription
+from datapath.agent.subscribe import Door, Subscription
 from datapath.agent.tools_api import ToolsApi
 from datapath.agent.verify import Verifier
 from datapath.agent.view import View
@@ -52,7 +52,7 @@ from datapath.loader import AttachMode, Datapath
 from datapath.maps.layout import NodeConfig
 from datapath.maps.tables import Sizes
 from services.runtime.clock import Clock, SystemClock
-from services.runtime.config import AgentConfig
+from services.runtime.config import AgentConfig, targets
 from services.runtime.errors import Unusable
 from services.runtime.log import logger
 from services.runtime.process import load_or_exit, run, serve_metrics
@@ -137,7 +137,10 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
     async with AsyncExitStack() as stack:
         to_identityd = await stack.enter_async_context(channel(config.identityd))
         to_ipamd = await stack.enter_async_context(channel(config.ipamd))
-        to_policyd = await stack.enter_async_context(channel(config.policyd))
+        doors = [
+            Door(one, PolicyDistributionStub(await stack.enter_async_context(channel(one))))
+            for one in targets(config.policyd)
+        ]
 
         events = EventLog(
             loaded.ring,
@@ -164,8 +167,7 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
         )
         whole = Node(config, view, [*map(str, restored.own)], node_ip, clock)
         subscription = Subscription(
-            PolicyDistributionStub(to_policyd),
-            config.policyd,
+            doors,
             node=node,
             enforcement=enforcement,
             clock=clock,

@@ -1,8 +1,10 @@
 """The one stream from policyd: interests go up, updates come down, acks go up.
 
-    Hello(identities) ──► snapshot ──► deltas …        a broken stream: pause, Hello, snapshot,
-    Interest ──►                                       which is diffed against what is held
+    Hello(identities, what is held) ──► what differs ──► deltas …
+    Interest ──►                            │ a gap, or other digests
+                                            └─► Held ──► what differs from that ──► deltas …
                     Ack(revision, failures) ──►
+    a stream that ends: the next policyd of the list, after a pause, with all that is held
 
 An ack says what the kernel holds, not what has arrived.
 """
@@ -13,20 +15,21 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import grpc.aio
 from tessera_wire.policy.v1 import policy_pb2 as pb
 
 from datapath.agent.enforcement import Realised
-from datapath.agent.view import Address, GroupDelta, Update
+from datapath.agent.received import update_from_wire
+from datapath.agent.view import OutOfStep, Update, View
 from identity.numbers import NumericIdentity
-from services.policy.clauses import GroupId, RuleId
 from services.runtime.clock import Clock
 from services.runtime.errors import Retry, TesseraError
 from services.runtime.log import logger
-from services.wire import convert
 from services.wire.client import trace_metadata, translate
+from services.wire.held import NOTHING, Held, held_to_wire
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,22 +40,35 @@ if TYPE_CHECKING:
 
 log = logger(__name__)
 
-FIRST_PAUSE_S = 0.1
+FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
+# What is asked of a policyd is answered within it, or another one is asked. A process that was
+# stopped still has its connections, and its kernel accepts new ones.
+FIRST_ANSWER_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """One policyd."""
+
+    target: str
+    stub: PolicyDistributionAsyncStub
 
 
 class Realiser(Protocol):
+    @property
+    def view(self) -> View: ...
     def realise(self, batch: Sequence[Update]) -> Realised: ...
     def problem_of(self, identity: NumericIdentity) -> str | None: ...
 
 
 class Subscription:
-    """`before` and `on_realised` run before and after each batch, in order."""
+    """`before` and `on_realised` run before and after each batch, in order. Agents begin with any
+    of `doors`, so that they are spread over them."""
 
     def __init__(
         self,
-        stub: PolicyDistributionAsyncStub,
-        target: str,
+        doors: Sequence[Door],
         *,
         node: str,
         enforcement: Realiser,
@@ -60,9 +76,12 @@ class Subscription:
         jitter: random.Random,
         before: Callable[[], None],
         on_realised: Callable[[Realised], None],
+        answer_s: float = FIRST_ANSWER_S,
     ) -> None:
-        self._stub = stub
-        self._target = target
+        self._answer_s = answer_s
+        self._doors = doors
+        self._door = jitter.randrange(len(doors))
+        self._tried = 0
         self._node = node
         self._enforcement = enforcement
         self._clock = clock
@@ -71,7 +90,10 @@ class Subscription:
         self._on_realised = on_realised
         self._wanted: Counter[NumericIdentity] = Counter()
         self._asked: set[NumericIdentity] = set()
+        self._stream_number = 0
         self._ack: pb.Ack | None = None
+        self._held: Held | None = None
+        self._asked_for: Held | None = None
         self._to_send = asyncio.Event()
         self._moved = asyncio.Condition()
         self.connected = False
@@ -105,6 +127,11 @@ class Subscription:
 
     # -------------------------------------------------------------- the stream
 
+    @property
+    def target(self) -> str:
+        """The policyd it is connected to, or tries next."""
+        return self._doors[self._door].target
+
     async def run(self) -> None:
         """Until cancelled."""
         while True:
@@ -113,31 +140,48 @@ class Subscription:
             # What grpc.aio raises for a write to a stream that has just ended is no RpcError.
             except* (TesseraError, grpc.aio.AioRpcError, asyncio.InvalidStateError) as group:
                 self._away(_first(group))
-            await self._clock.sleep(self._pause_s * self._jitter.uniform(0.5, 1.0))
-            self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
+            self._tried += 1
+            self._door = (self._door + 1) % len(self._doors)
+            await self._clock.sleep(self._pause_s * self._jitter.uniform(0.1, 1.0))
+            if self._tried % len(self._doors) == 0:
+                self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
 
     def _away(self, error: BaseException) -> None:
         if isinstance(error, grpc.aio.AioRpcError):
-            error = translate(error, self._target, service="policyd")
+            error = translate(error, self.target, service="policyd")
         if self.error != str(error):
             log.warning("subscription.away", error=str(error), pause_s=self._pause_s)
         self.connected, self.error = False, str(error)
 
     async def _follow(self) -> None:
-        stream = self._stub.Subscribe(metadata=trace_metadata())
+        view = self._enforcement.view
+        stream = self._doors[self._door].stub.Subscribe(metadata=trace_metadata())
         try:
-            self._ack = None
+            view.lost()
+            self._ack, self._held = None, None
+            self._asked_for = view.holding()
             self._asked = set(self._wanted)
-            hello = pb.Hello(node=self._node, identities=sorted(self._asked))
-            await stream.write(pb.AgentMessage(hello=hello))
-            async with asyncio.TaskGroup() as group:
+            async with asyncio.timeout(self._answer_s) as limit, asyncio.TaskGroup() as group:
+                await stream.write(pb.AgentMessage(hello=self._hello(self._asked_for)))
                 writer = group.create_task(self._send(stream))
-                await self._receive(stream)
+                await self._receive(stream, limit)
                 writer.cancel()
+        except TimeoutError:
+            raise Retry(f"policyd at {self.target} did not answer in time") from None
         finally:
             stream.cancel()
 
-    async def _receive(self, stream: Stream) -> None:
+    def _hello(self, held: Held) -> pb.Hello:
+        # Wall time, so that a restarted agent counts on from where it was.
+        self._stream_number = max(self._stream_number + 1, round(self._clock.now_s() * 1000))
+        return pb.Hello(
+            node=self._node,
+            identities=sorted(self._asked),
+            held=held_to_wire(held),
+            stream=self._stream_number,
+        )
+
+    async def _receive(self, stream: Stream, limit: asyncio.Timeout) -> None:
         batch: list[Update] = []
         while True:
             message = await stream.read()
@@ -145,18 +189,25 @@ class Subscription:
                 raise Retry("policyd ended the stream")
             assert isinstance(message, pb.Update)
             batch.append(update_from_wire(message))
-            if message.more:
-                continue
-            await self._realise(batch)
-            batch = []
+            if not message.more:
+                await self._realise(batch)
+                batch = []
+            waiting = self._asked_for is not None
+            now = asyncio.get_running_loop().time()
+            limit.reschedule(now + self._answer_s if waiting else None)
 
     async def _realise(self, batch: list[Update]) -> None:
         if not self.connected:
-            log.info("subscription.connected", server=self._target, revision=batch[-1].revision)
-        self.connected, self.error, self._pause_s = True, "", FIRST_PAUSE_S
+            log.info("subscription.connected", server=self.target, revision=batch[-1].revision)
+        self.connected, self.error, self._pause_s, self._tried = True, "", FIRST_PAUSE_S, 0
         self._before()
         before = self.realised.failures
-        self.realised = self._enforcement.realise(batch)
+        try:
+            self.realised = self._enforcement.realise(batch)
+        except OutOfStep as error:
+            self._out_of_step(error, batch)
+            return
+        self._asked_for = None
         if self.realised.failures != before:
             _log_failures(self.realised)
         self._ack = pb.Ack(
@@ -171,6 +222,17 @@ class Subscription:
         async with self._moved:
             self._moved.notify_all()
 
+    def _out_of_step(self, error: OutOfStep, batch: Sequence[Update]) -> None:
+        """Asks for what differs from what is held; when that was answered and is not right either,
+        for everything. An answer that does not come ends the stream."""
+        if self._asked_for is not None and not batch[0].is_whole:
+            return  # sent before the question was read
+        again = self._asked_for is not None
+        self._asked_for = NOTHING if again else self._enforcement.view.holding()
+        log.warning("subscription.out_of_step", reason=str(error), state="all" if again else "rest")
+        self._held = self._asked_for
+        self._to_send.set()
+
     async def _send(self, stream: Stream) -> None:
         while True:
             await self._to_send.wait()
@@ -181,6 +243,9 @@ class Subscription:
             if added or gone:
                 interest = pb.Interest(add=sorted(added), remove=sorted(gone))
                 await stream.write(pb.AgentMessage(interest=interest))
+            held, self._held = self._held, None
+            if held is not None:
+                await stream.write(pb.AgentMessage(held=held_to_wire(held)))
             ack, self._ack = self._ack, None
             if ack is not None:
                 await stream.write(pb.AgentMessage(ack=ack))
@@ -200,34 +265,3 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def update_from_wire(message: pb.Update) -> Update:
-    """Raises `Invalid` for what no correct policyd sends."""
-    return Update(
-        revision=message.revision,
-        snapshot=message.snapshot,
-        more=message.more,
-        groups=tuple(
-            (GroupId(group.id), convert.unpack_ids(group.identities)) for group in message.groups
-        ),
-        group_deltas=tuple(
-            GroupDelta(
-                GroupId(delta.id),
-                convert.unpack_ids(delta.added),
-                convert.unpack_ids(delta.removed),
-            )
-            for delta in message.group_deltas
-        ),
-        local_policies=tuple(map(convert.local_policy_from_wire, message.local_policies)),
-        rules=tuple(map(convert.rule_from_wire, message.rules)),
-        addresses=tuple(
-            Address(a.cidr, NumericIdentity(a.identity), a.node, a.namespace, a.name)
-            for a in message.addresses
-        ),
-        addresses_removed=tuple(message.addresses_removed),
-        local_policies_removed=tuple(map(NumericIdentity, message.local_policies_removed)),
-        groups_removed=tuple(map(GroupId, message.groups_removed)),
-        rules_removed=tuple(map(RuleId, message.rules_removed)),
-        traceparent=message.traceparent,
-    )

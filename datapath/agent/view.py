@@ -3,6 +3,10 @@
 Owns the held state and the question "what changed". Values in, values out: no clock, no network,
 no maps. Messages that belong together (`more`) are applied as one; a snapshot replaces everything
 held and is diffed against it, so that a reconnect yields only real differences.
+
+A batch that does not lead on from what is held, or that does not end with what its sender says is
+held then, is `OutOfStep`: nothing of it shows in any change, and only a snapshot or an answer to
+`holding` (`resumed`) is taken from there on.
 """
 
 from __future__ import annotations
@@ -13,8 +17,13 @@ from typing import Generic, TypeVar
 
 from pyroaring import BitMap
 
+from datapath.agent.digests import ViewDigests
 from identity.numbers import NumericIdentity
 from services.policy.clauses import GroupId, LocalPolicy, RuleId, RuleSource
+from services.runtime.log import logger
+from services.wire.held import Held, bucket_of, digest_of_address, total
+
+log = logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +35,11 @@ class Address:
     node: str = ""
     namespace: str = ""
     name: str = ""
+    digest: int = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        digest = digest_of_address(self.cidr, self.identity, self.node, self.namespace, self.name)
+        object.__setattr__(self, "digest", digest)  # frozen: set once, here
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +66,22 @@ class Update:
     groups_removed: tuple[GroupId, ...] = ()
     rules_removed: tuple[RuleId, ...] = ()
     traceparent: str = ""
+    resumed: bool = False
+    after: int = 0
+    instance: str = ""
+    forget_rules: bool = False
+    forget_addresses: tuple[int, ...] = ()
+    policy_digest: int | None = None
+    addresses_digest: int | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """It is right whatever came before."""
+        return self.snapshot or self.resumed
+
+
+class OutOfStep(Exception):
+    """Something was missed, or is held that should not be. Ask for what differs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +113,11 @@ V = TypeVar("V")
 
 
 class _Table(Generic[K, V]):
-    """A dict that remembers the old value of every key written since `begin`."""
+    """A dict that remembers the old value of every key written since `changes`."""
 
     def __init__(self, rows: Mapping[K, V]) -> None:
         self.rows: dict[K, V] = dict(rows)
         self._old: dict[K, V | None] = {}
-
-    def begin(self) -> None:
-        self._old = {}
 
     def clear(self) -> None:
         for key, value in self.rows.items():
@@ -107,7 +134,7 @@ class _Table(Generic[K, V]):
             self._old.setdefault(key, old)
 
     def changes(self) -> Iterable[tuple[K, V | None, V | None]]:
-        """(key, before, after) of what really differs; ends the batch."""
+        """(key, before, after) of what really differs; begins anew."""
         for key, before in self._old.items():
             after = self.rows.get(key)
             if before != after:
@@ -123,7 +150,7 @@ RETIRED_RULES = 4096
 
 class View:
     """Mutable holder of the newest state; `apply` is its only writer. `generation`: how often it
-    has been called."""
+    has been called. `instance`: whose revisions these are."""
 
     def __init__(
         self,
@@ -133,13 +160,20 @@ class View:
         groups: Mapping[GroupId, BitMap] | None = None,
         rules: Mapping[RuleId, RuleSource] | None = None,
         addresses: Mapping[str, Address] | None = None,
+        instance: str = "",
     ) -> None:
         self.revision = revision
+        self.instance = instance
         self._locals = _Table[NumericIdentity, LocalPolicy](locals_ or {})
         self._groups = _Table[GroupId, BitMap](groups or {})
         self._rules = _Table[RuleId, RuleSource](rules or {})
         self._addresses = _Table[str, Address](addresses or {})
+        self._tables = (self._locals, self._groups, self._rules, self._addresses)
         self._retired: dict[RuleId, RuleSource] = {}
+        self._digests = ViewDigests()
+        for address in self._addresses.rows.values():
+            self._digests.replaced(None, address)
+        self._astray = False
         self.generation = 0
 
     @property
@@ -163,41 +197,129 @@ class View:
         wanted = RuleId(rule_id)
         return self._rules.rows.get(wanted) or self._retired.get(wanted)
 
+    def holding(self) -> Held:
+        """All there is, for whoever is to tell what differs."""
+        return Held(
+            instance=self.instance,
+            revision=self.revision,
+            identities=dict(self._digests.identities(self._locals.rows)),
+            groups=dict(self._digests.groups(self._groups.rows)),
+            rules=self._digests.rules(self._rules.rows),
+            addresses=self._digests.addresses if self._addresses.rows else (),
+        )
+
+    def lost(self) -> None:
+        """A stream ended: what comes next must not be taken for its continuation."""
+        self._astray = True
+
     def apply(self, batch: Sequence[Update]) -> ViewChange:
-        """`batch`: the messages up to and including the first without `more`."""
+        """`batch`: the messages up to and including the first without `more`. Raises `OutOfStep`;
+        what it changed then shows in the next change."""
+        first, last = batch[0], batch[-1]
+        if self._is_repeated(first):
+            return ViewChange()
+        self._check_order(batch)
         self.generation += 1
-        tables = (self._locals, self._groups, self._rules, self._addresses)
-        for table in tables:
-            table.begin()
         for update in batch:
-            if update.snapshot:
-                for table in tables:
-                    table.clear()
+            self._forget(update)
             self._set(update)
             self._drop(update)
-            self.revision = update.revision
+        self.revision = last.revision
+        self.instance = first.instance if first.is_whole else self.instance
+        self._check_digests(first, last)
+        self._astray = False
         return self._change()
+
+    def _is_repeated(self, first: Update) -> bool:
+        """Interest is answered at the revision that is held; only what leads there is old."""
+        if self._astray or first.snapshot:
+            return False
+        if first.resumed:
+            return first.revision < self.revision
+        return bool(first.after) and first.after < first.revision <= self.revision
+
+    def _check_order(self, batch: Sequence[Update]) -> None:
+        first = batch[0]
+        if self._astray and not first.is_whole:
+            raise OutOfStep("what differs was asked for and has not come yet")
+        problem = ""
+        if any((u.revision, u.after) != (first.revision, first.after) for u in batch):
+            problem = f"the end of the Update of revision {first.revision} is missing"
+        elif first.after and first.after != self.revision:
+            problem = f"an Update leads on from revision {first.after}; {self.revision} is held"
+        if problem:
+            self._astray = True
+            raise OutOfStep(problem)
+
+    def _check_digests(self, first: Update, last: Update) -> None:
+        problem = ""
+        addresses, policy = last.addresses_digest, last.policy_digest
+        if addresses is not None and addresses != total(self._digests.addresses):
+            problem = "addresses"
+        elif policy is not None and policy != self._policy_digest():
+            problem = "policies"
+        if not problem:
+            return
+        if first.snapshot:
+            # It holds what was sent, every byte; a sender of another version digests otherwise.
+            log.warning("view.digest_unknown", name=problem, revision=self.revision)
+            return
+        self._astray = True
+        raise OutOfStep(f"the {problem} of revision {self.revision} are not what policyd has")
+
+    def _policy_digest(self) -> int:
+        found = self._digests
+        identities = found.identities(self._locals.rows).values()
+        groups = found.groups(self._groups.rows).values()
+        return total((*identities, *groups, found.rules(self._rules.rows)))
+
+    def _forget(self, update: Update) -> None:
+        if update.snapshot:
+            for table in self._tables:
+                table.clear()
+            self._digests.clear()
+        if update.forget_rules:
+            self._rules.clear()
+            self._digests.rules_changed()
+        if update.forget_addresses:
+            buckets = frozenset(update.forget_addresses)
+            for cidr in [c for c in self._addresses.rows if bucket_of(c) in buckets]:
+                self._drop_address(cidr)
 
     def _set(self, update: Update) -> None:
         for group, members in update.groups:
-            self._groups.set(group, members)
+            self._set_group(group, members)
         for delta in update.group_deltas:
             members = self._groups.rows.get(delta.id, _NOBODY)
-            self._groups.set(delta.id, (members - delta.removed) | delta.added)
+            self._set_group(delta.id, (members - delta.removed) | delta.added)
         for rule in update.rules:
             self._rules.set(rule.rule_id, rule)
         for policy in update.local_policies:
             self._locals.set(policy.identity, policy)
+            self._digests.identity_changed(policy.identity)
         for address in update.addresses:
+            self._digests.replaced(self._addresses.rows.get(address.cidr), address)
             self._addresses.set(address.cidr, address)
+        if update.rules or update.rules_removed:
+            self._digests.rules_changed()
+
+    def _set_group(self, group: GroupId, members: BitMap) -> None:
+        self._groups.set(group, members)
+        self._digests.group_changed(group)
+
+    def _drop_address(self, cidr: str) -> None:
+        self._digests.replaced(self._addresses.rows.get(cidr), None)
+        self._addresses.drop(cidr)
 
     def _drop(self, update: Update) -> None:
         for cidr in update.addresses_removed:
-            self._addresses.drop(cidr)
+            self._drop_address(cidr)
         for identity in update.local_policies_removed:
             self._locals.drop(identity)
+            self._digests.identity_changed(identity)
         for group in update.groups_removed:
             self._groups.drop(group)
+            self._digests.group_changed(group)
         for rule in update.rules_removed:
             self._rules.drop(rule)
 

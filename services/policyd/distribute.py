@@ -21,10 +21,11 @@ from typing import Final
 
 from identity.numbers import NumericIdentity
 from services.policyd.change import ChangeSet, Gathering
-from services.policyd.payload import Payloads, Span
+from services.policyd.payload import MESSAGE_BYTES, Payloads, Span
 from services.policyd.state import State
 from services.policyd.subscriber import Counts, Subscription
 from services.runtime.clock import Clock
+from services.wire.held import NOTHING, Held
 
 # Past this many keys a snapshot says less than the log would.
 LOG_KEYS: Final = 200_000
@@ -34,16 +35,21 @@ _PAUSE_PER_SUBSCRIBER_S: Final = 100e-6
 
 
 class Distributor:
-    def __init__(self, state: State, *, log_keys: int = LOG_KEYS) -> None:
+    def __init__(
+        self, state: State, *, log_keys: int = LOG_KEYS, message_bytes: int = MESSAGE_BYTES
+    ) -> None:
         self.state = state
-        self.payloads = Payloads(state)
+        self.payloads = Payloads(state, message_bytes)
         self.counts = Counts()
         self._log: deque[ChangeSet] = deque()
         self._log_keys = log_keys
         self._weight = 0
+        # The revision that the oldest change-set of the log leads on from.
+        self._floor = state.revision
+        self.instance = ""
         self._end = 0
         self._spans: dict[int, Span] = {}
-        self._subscriptions: set[Subscription] = set()
+        self.subscriptions: set[Subscription] = set()
         self._round = asyncio.Event()
         self._pausing = False
         self._missed = False
@@ -52,10 +58,6 @@ class Distributor:
     def end(self) -> int:
         return self._end
 
-    @property
-    def subscribers(self) -> int:
-        return len(self._subscriptions)
-
     def publish(self, change: ChangeSet) -> None:
         """The state is already what `change` made it."""
         self.payloads.advance(change)
@@ -63,12 +65,25 @@ class Distributor:
         self._end += 1
         self._weight += change.weight
         while self._weight > self._log_keys and len(self._log) > 1:
-            self._weight -= self._log.popleft().weight
+            self._drop_oldest()
         self._spans.clear()
         if self._pausing:
             self._missed = True
         else:
             self._wake()
+
+    def listed(self, instance: str) -> None:
+        """The state is complete. What was published until now is a listing, which does not tell
+        what was removed before it, so nobody goes on from within it."""
+        self.instance = instance
+        while self._log:
+            self._drop_oldest()
+        self._floor = self.state.revision
+
+    def _drop_oldest(self) -> None:
+        oldest = self._log.popleft()
+        self._weight -= oldest.weight
+        self._floor = oldest.revision
 
     async def pace(self, clock: Clock) -> None:
         """A pause after every round of wake-ups, and a round for what came during it; until
@@ -76,7 +91,7 @@ class Distributor:
         while True:
             await self._round.wait()
             self._round.clear()
-            await clock.sleep(len(self._subscriptions) * _PAUSE_PER_SUBSCRIBER_S)
+            await clock.sleep(len(self.subscriptions) * _PAUSE_PER_SUBSCRIBER_S)
             self._pausing = False
             if self._missed:
                 self._wake()
@@ -84,7 +99,7 @@ class Distributor:
     def _wake(self) -> None:
         self._pausing, self._missed = True, False
         self._round.set()
-        for subscription in self._subscriptions:
+        for subscription in self.subscriptions:
             subscription.wake()
 
     def span(self, position: int) -> Span | None:
@@ -93,19 +108,32 @@ class Distributor:
             return None
         span = self._spans.get(position)
         if span is None:
-            span = self._spans[position] = Span(self._merge(missed), self.payloads)
+            after = self._log[-missed - 1].revision if missed < len(self._log) else self._floor
+            span = self._spans[position] = Span(self._merge(missed), after, self.payloads)
         return span
+
+    def position_of(self, instance: str, revision: int) -> int | None:
+        """From where the log leads on from `revision`; None: it does not reach back, or it is
+        another store's. Change-sets of other replicas end elsewhere: one may be told again."""
+        if instance != self.instance or not self._floor <= revision <= self.state.revision:
+            return None
+        newer = 0
+        for change in reversed(self._log):
+            if change.revision <= revision:
+                break
+            newer += 1
+        return self._end - newer
 
     @contextmanager
     def subscribed(
-        self, node: str, identities: Iterable[NumericIdentity]
+        self, node: str, identities: Iterable[NumericIdentity], held: Held = NOTHING
     ) -> Iterator[Subscription]:
-        subscription = Subscription(self, node, identities)
-        self._subscriptions.add(subscription)
+        subscription = Subscription(self, node, identities, held)
+        self.subscriptions.add(subscription)
         try:
             yield subscription
         finally:
-            self._subscriptions.discard(subscription)
+            self.subscriptions.discard(subscription)
 
     def _merge(self, count: int) -> ChangeSet:
         if count == 1:

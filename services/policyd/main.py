@@ -31,6 +31,7 @@ from services.policyd.admin import PolicyAdmin
 from services.policyd.apply import Policies
 from services.policyd.distribute import Distributor
 from services.policyd.nodes import Nodes, Pulse
+from services.policyd.records import instance_of
 from services.policyd.state import State
 from services.policyd.streams import PolicyDistribution
 from services.policyd.view import View
@@ -77,7 +78,7 @@ class Policyd:
         self.distributor = Distributor(self.state)
         self.nodes = Nodes(self.pulse)
         self.view = View(self.state, self.distributor, self.nodes, self.pulse, clock)
-        self.streams = PolicyDistribution(self.distributor, self.nodes)
+        self.streams = PolicyDistribution(self.distributor, self.nodes, self.view)
         policies = Policies(store, self.state, clock)
         self.admin = PolicyAdmin(policies, self.state, self.view, self.nodes, self.pulse)
 
@@ -92,6 +93,7 @@ class Policyd:
     async def following(self) -> AsyncIterator[None]:
         """Entered once the view is complete. Ends what runs inside, and raises, when the view
         cannot go on (see View.follow)."""
+        instance = await instance_of(self._store)
         async with asyncio.TaskGroup() as group:
             tasks = (
                 group.create_task(self.view.follow(self._store)),
@@ -99,6 +101,7 @@ class Policyd:
             )
             try:
                 await self.view.synced()
+                self.distributor.listed(instance)
                 yield
             finally:
                 for task in tasks:
@@ -115,11 +118,12 @@ def observe(policyd: Policyd) -> None:
         "identities": lambda: policyd.state.identities,
         "addresses": lambda: len(policyd.state.addresses.rows),
         "groups": lambda: policyd.state.groups,
-        "subscribers": lambda: policyd.distributor.subscribers,
+        "subscribers": lambda: len(policyd.distributor.subscriptions),
     }
     counters = {
         "updates_sent": lambda: counts.updates,
         "snapshots_sent": lambda: counts.snapshots,
+        "streams_resumed": lambda: counts.resumed,
         "changes_coalesced": lambda: counts.coalesced,
     }
     meter = metrics.meter("tessera.policyd")

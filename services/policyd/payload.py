@@ -4,8 +4,8 @@ An encoded message whose other fields are unset is a run of one field's entries,
 messages that follow each other merge (protobuf encoding, "last one wins"; repeated fields are
 appended). So an Update is a header and any number of such parts, joined.
 
-Addresses are encoded as they change. Everything else is encoded when first asked for and kept while
-the revision lasts.
+Addresses are encoded as they change. Everything else is encoded, and digested, when first asked for
+and kept until it changes.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from tessera_wire.policy.v1.policy_pb2 import Address, Group, GroupDelta, Update
+from tessera_wire.policy.v1.policy_pb2 import Digests, Forget, Group, GroupDelta, Update
 
 from identity.numbers import NumericIdentity
 from services.policy.clauses import FIRST_CLAUSE_RULE, GroupId, RuleId
-from services.policyd.addresses import Row
+from services.policyd.address_parts import AddressParts
 from services.policyd.change import ChangeSet
 from services.policyd.state import State
 from services.wire.convert import local_policy_to_wire, pack_ids, rule_to_wire
+from services.wire.held import digest_of_group, digest_of_policy, digest_of_rule, total
 
 # A message this long is written in one go by gRPC, and small enough that one reader's snapshot
 # does not hold the loop for long.
@@ -43,35 +44,77 @@ class Needs:
 @dataclass(frozen=True, slots=True)
 class EncodedPolicy:
     part: bytes
+    digest: int
     needs: Needs
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedRule:
+    part: bytes
+    digest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """`snapshot`, `resumed`, `instance` and `forget` go with the first message, `digests` with the
+    last, the others with each."""
+
+    revision: int
+    after: int = 0
+    traceparent: str = ""
+    snapshot: bool = False
+    resumed: bool = False
+    instance: str = ""
+    forget: Forget | None = None
+    digests: Digests | None = None
+
+    def encode(self, *, first: bool, last: bool) -> bytes:
+        return Update(
+            revision=self.revision,
+            after=self.after,
+            traceparent=self.traceparent,
+            more=not last,
+            snapshot=first and self.snapshot,
+            resumed=first and self.resumed,
+            instance=self.instance if first else "",
+            forget=self.forget if first else None,
+            digests=self.digests if last else None,
+        ).SerializeToString()
+
+
+# Digests of groups that went are forgotten together once there are this many more than groups.
+_STALE_DIGESTS: Final = 4096
+
+
 class Payloads:
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, message_bytes: int = MESSAGE_BYTES) -> None:
         self._state = state
-        self._addresses: dict[str, bytes] = {}
+        self._message_bytes = message_bytes
+        self.addresses = AddressParts()
         self._policies: dict[NumericIdentity, EncodedPolicy] = {}
         self._groups: dict[GroupId, bytes] = {}
-        self._rules: dict[RuleId, bytes] = {}
-        self._every_address: list[bytes] | None = None
+        self._group_digests: dict[GroupId, int] = {}
+        self._rules: dict[RuleId, EncodedRule] = {}
         self.advance(ChangeSet(state.revision, addresses=frozenset(state.addresses.rows)))
 
     def advance(self, change: ChangeSet) -> None:
         """The state is now what `change` made it."""
-        self._policies.clear()
+        for identity in change.locals:
+            self._policies.pop(NumericIdentity(identity), None)
         self._groups.clear()
+        for group in (*change.groups, *change.deltas):
+            self._group_digests.pop(group, None)
+        if len(self._group_digests) > self._state.groups + _STALE_DIGESTS:
+            self._group_digests.clear()
         for rule in change.rules:
             self._rules.pop(rule, None)
-        if not change.addresses:
-            return
-        self._every_address = None
         rows = self._state.addresses.rows
         for cidr in change.addresses:
             row = rows.get(cidr)
             if row is None:
-                self._addresses.pop(cidr, None)
+                self.addresses.remove(cidr)
             else:
-                self._addresses[cidr] = Update(addresses=(_address(row),)).SerializeToString()
+                self.addresses.put(row)
 
     def policy(self, identity: NumericIdentity) -> EncodedPolicy:
         """The identity must be known to the resolver."""
@@ -80,24 +123,37 @@ class Payloads:
     def group(self, group: GroupId) -> bytes:
         return _kept(self._groups, group, self._encode_group)
 
-    def rule(self, rule: RuleId) -> bytes:
+    def group_digest(self, group: GroupId) -> int:
+        return _kept(self._group_digests, group, self._digest_group)
+
+    def rule(self, rule: RuleId) -> EncodedRule:
         return _kept(self._rules, rule, self._encode_rule)
 
-    def every_address(self) -> list[bytes]:
-        if self._every_address is None:
-            self._every_address = list(blocks(self._addresses.values()))
-        return self._every_address
+    def rules_digest(self, rules: Iterable[RuleId]) -> int:
+        return total(self.rule(rule).digest for rule in rules)
 
-    def addresses(self, cidrs: Iterable[str]) -> tuple[list[bytes], list[str]]:
-        """Parts for those that exist, and those that do not."""
+    def parts_of(self, cidrs: Iterable[str]) -> tuple[list[bytes], list[str]]:
+        """Of addresses: parts for those that exist, and those that do not."""
         parts, gone = [], []
         for cidr in cidrs:
-            part = self._addresses.get(cidr)
+            part = self.addresses.find(cidr)
             if part is None:
                 gone.append(cidr)
             else:
                 parts.append(part)
         return list(blocks(parts)), gone
+
+    def messages(self, header: Header, parts: Sequence[bytes]) -> Iterator[bytes]:
+        """One Update, in as many messages as its size asks for: all but the last with `more`. A
+        part is never divided."""
+        first = True
+        start, size = 0, 0
+        for end, part in enumerate(parts):
+            if size and size + len(part) > self._message_bytes:
+                yield header.encode(first=first, last=False) + b"".join(parts[start:end])
+                first, start, size = False, end, 0
+            size += len(part)
+        yield header.encode(first=first, last=True) + b"".join(parts[start:])
 
     def _encode_policy(self, identity: NumericIdentity) -> EncodedPolicy:
         policy = self._state.resolver.local_policy(identity)
@@ -105,24 +161,29 @@ class Payloads:
         groups = frozenset(group for clause in policy.clauses for group in clause.groups)
         ids = (clause.rule_id for clause in policy.clauses)
         rules = frozenset(rule for rule in ids if rule >= FIRST_CLAUSE_RULE)
-        return EncodedPolicy(part, Needs(groups, rules))
+        return EncodedPolicy(part, digest_of_policy(policy), Needs(groups, rules))
 
     def _encode_group(self, group: GroupId) -> bytes:
         view = self._state.resolver.group(group)
         message = Group(id=group, identities=pack_ids(view.members), selector=view.selector)
         return Update(groups=(message,)).SerializeToString()
 
-    def _encode_rule(self, rule: RuleId) -> bytes:
+    def _digest_group(self, group: GroupId) -> int:
+        return digest_of_group(group, self._state.resolver.group(group).members)
+
+    def _encode_rule(self, rule: RuleId) -> EncodedRule:
         source = self._state.resolver.rule(rule)
         assert source is not None, f"a local policy names rule {rule}, which the resolver lacks"
-        return Update(rules=(rule_to_wire(source),)).SerializeToString()
+        part = Update(rules=(rule_to_wire(source),)).SerializeToString()
+        return EncodedRule(part, digest_of_rule(source))
 
 
 class Span:
-    """Everything that changed from one position of the log to its end."""
+    """Everything that changed from one position of the log, at revision `after`, to its end."""
 
-    def __init__(self, change: ChangeSet, payloads: Payloads) -> None:
+    def __init__(self, change: ChangeSet, after: int, payloads: Payloads) -> None:
         self.change = change
+        self.after = after
         self._payloads = payloads
         self._deltas: dict[GroupId, bytes] = {}
         self._addresses: list[bytes] | None = None
@@ -134,7 +195,7 @@ class Span:
     def addresses(self) -> list[bytes]:
         """Parts, removals included."""
         if self._addresses is None:
-            parts, gone = self._payloads.addresses(self.change.addresses)
+            parts, gone = self._payloads.parts_of(self.change.addresses)
             if gone:
                 parts.append(Update(addresses_removed=gone).SerializeToString())
             self._addresses = parts
@@ -143,9 +204,16 @@ class Span:
     def plain(self) -> list[bytes]:
         """The messages for a subscriber that nothing but addresses concerns."""
         if self._plain is None:
-            header = Header(self.change.revision, self.change.traceparent)
-            self._plain = list(messages(header, self.addresses()))
+            self._plain = list(self._payloads.messages(self.header(), self.addresses()))
         return self._plain
+
+    def header(self, policy: int | None = None) -> Header:
+        """`policy`: see Digests."""
+        digests = Digests(policy=policy, addresses=self._payloads.addresses.digest)
+        change = self.change
+        return Header(
+            change.revision, after=self.after, traceparent=change.traceparent, digests=digests
+        )
 
     def _encode_delta(self, group: GroupId) -> bytes:
         change = self.change.deltas[group]
@@ -153,26 +221,6 @@ class Span:
             return b""
         delta = GroupDelta(id=group, added=pack_ids(change.added), removed=pack_ids(change.removed))
         return Update(group_deltas=(delta,)).SerializeToString()
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    revision: int
-    traceparent: str = ""
-    snapshot: bool = False
-
-
-def messages(header: Header, parts: Sequence[bytes]) -> Iterator[bytes]:
-    """One Update, in as many messages as its size asks for: all but the last with `more`, the
-    first alone with `snapshot`. A part is never divided."""
-    snapshot = header.snapshot
-    start, size = 0, 0
-    for end, part in enumerate(parts):
-        if size and size + len(part) > MESSAGE_BYTES:
-            yield _head(header, snapshot=snapshot, more=True) + b"".join(parts[start:end])
-            snapshot, start, size = False, end, 0
-        size += len(part)
-    yield _head(header, snapshot=snapshot, more=False) + b"".join(parts[start:])
 
 
 def blocks(parts: Iterable[bytes]) -> Iterator[bytes]:
@@ -187,25 +235,6 @@ def blocks(parts: Iterable[bytes]) -> Iterator[bytes]:
             block, size = [], 0
     if block:
         yield b"".join(block)
-
-
-def _head(header: Header, *, snapshot: bool, more: bool) -> bytes:
-    return Update(
-        revision=header.revision,
-        traceparent=header.traceparent,
-        snapshot=snapshot,
-        more=more,
-    ).SerializeToString()
-
-
-def _address(row: Row) -> Address:
-    return Address(
-        cidr=row.cidr,
-        identity=row.identity,
-        node=row.node,
-        namespace=row.namespace,
-        name=row.name,
-    )
 
 
 def _kept(cache: dict[K, V], key: K, make: Callable[[K], V]) -> V:

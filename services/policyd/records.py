@@ -2,6 +2,7 @@
 
     tessera/policy/object/<kind>/<namespace, or _ for none>/<name>   a PolicyRecord
     tessera/policy/next_rule                                         decimal
+    tessera/policy/instance                                          32 hex digits, written once
 
 Every write of a policy also writes next_rule, guarded by its revision: writers of policies take
 turns there, and a rule id is never given twice. A record that cannot be read is a value too.
@@ -9,6 +10,7 @@ turns there, and a rule id is never given twice. A record that cannot be read is
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +23,12 @@ from services.policy.model import Policy
 from services.policy.parse import Parsed, ParsedPolicy, parse
 from services.policy.resolve import rule_count
 from services.runtime.errors import Invalid
-from services.store.model import KeyValue, Revision
+from services.store.model import KeyValue, Put, Range, RangeResult, Revision, Store, Txn
+from services.store.txn import absent
 
 OBJECT_PREFIX: Final = "tessera/policy/object/"
 NEXT_RULE_KEY: Final = "tessera/policy/next_rule"
+INSTANCE_KEY: Final = "tessera/policy/instance"
 
 _NO_NAMESPACE: Final = "_"
 
@@ -122,6 +126,17 @@ def alone(parsed: Parsed, held: Held) -> list[ParsedPolicy]:
         if (old := held.policies.get(one.policy.ref)) is None or old.manifest != one.manifest_text
         for found in _parse_stored(one.policy.ref, one.manifest_text).policies
     ]
+
+
+async def instance_of(store: Store) -> str:
+    """What tells this store's revisions from another's; made up by the first who asks."""
+    mine = secrets.token_hex(16)
+    make = Txn((absent(INSTANCE_KEY),), (Put(INSTANCE_KEY, mine.encode()),), (Range(INSTANCE_KEY),))
+    match (await store.txn(make)).results:
+        case (RangeResult(items=(kv,)),):
+            return kv.value.decode(errors="replace")
+        case _:
+            return mine
 
 
 def object_key(ref: PolicyRef) -> str:

@@ -1,7 +1,7 @@
 """The streams of the agents: PolicyDistribution over gRPC.
 
-    agent --Hello, Interest, Ack--> reading --> Subscription, Nodes
-    agent <------Update------------ writing <-- Subscription.take
+    agent --Hello, Interest, Ack, Held--> reading --> Subscription, Nodes
+    agent <---------Update--------------- writing <-- Subscription.take
 
 Updates leave as bytes: they are encoded where they are shared (payload.py).
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import grpc
 import grpc.aio
@@ -22,18 +22,30 @@ from services.policyd.nodes import Nodes
 from services.policyd.subscriber import Subscription
 from services.runtime.errors import Invalid
 from services.runtime.log import logger
+from services.wire.held import Held, held_from_wire
 
 log = logger(__name__)
 
 SERVICE: Final = "tessera.policy.v1.PolicyDistribution"
 
+# How long an agent that has seen more than this replica is kept waiting, so that it is not taken
+# back in time. Longer lags are a store that was restored from a copy, or trouble.
+_CATCH_UP_S: Final = 3.0
+
 _Context: TypeAlias = "grpc.aio.ServicerContext[AgentMessage, bytes]"
 
 
+class Progress(Protocol):
+    async def reached(self, revision: int) -> None:
+        """Returns once this replica has seen `revision`."""
+        ...
+
+
 class PolicyDistribution:
-    def __init__(self, distributor: Distributor, nodes: Nodes) -> None:
+    def __init__(self, distributor: Distributor, nodes: Nodes, progress: Progress) -> None:
         self._distributor = distributor
         self._nodes = nodes
+        self._progress = progress
 
     def register(self, server: grpc.aio.Server) -> None:
         handler: grpc.RpcMethodHandler[AgentMessage, bytes] = grpc.stream_stream_rpc_method_handler(
@@ -46,7 +58,9 @@ class PolicyDistribution:
     async def subscribe(self, requests: AsyncIterator[AgentMessage], context: _Context) -> None:
         hello = await _hello(requests)
         identities = map(NumericIdentity, hello.identities)
-        with self._distributor.subscribed(hello.node, identities) as subscription:
+        held = held_from_wire(hello.held)
+        await self._catch_up(hello.node, held)
+        with self._distributor.subscribed(hello.node, identities, held) as subscription:
             self._nodes.opened(subscription)
             log.info("agent.subscribed", node=hello.node, count=len(hello.identities))
             try:
@@ -57,6 +71,15 @@ class PolicyDistribution:
             finally:
                 self._nodes.closed(subscription)
                 log.info("agent.gone", node=hello.node, revision=subscription.revision)
+
+    async def _catch_up(self, node: str, held: Held) -> None:
+        if held.instance != self._distributor.instance:
+            return
+        try:
+            async with asyncio.timeout(_CATCH_UP_S):
+                await self._progress.reached(held.revision)
+        except TimeoutError:
+            log.warning("agent.ahead", node=node, revision=held.revision)
 
     async def _read(
         self, subscription: Subscription, requests: AsyncIterator[AgentMessage]
@@ -81,6 +104,9 @@ class PolicyDistribution:
             case "ack":
                 failures = {NumericIdentity(f.identity): f.reason for f in message.ack.failures}
                 self._nodes.acknowledged(subscription, message.ack.revision, failures)
+            case "held":
+                log.warning("agent.lost", node=subscription.node, revision=message.held.revision)
+                subscription.lost(held_from_wire(message.held))
             case "hello":
                 raise Invalid("Hello is the first message of a stream and no other")
             case _:

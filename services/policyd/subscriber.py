@@ -6,7 +6,8 @@
 
 Keeps no queue: between two calls of `take` only a position in the shared log. However slow the
 reader is, the next `take` yields one Update that leads from what was taken last to the newest
-state; a snapshot when the log no longer reaches back.
+state; a snapshot when the log no longer reaches back. An agent that tells what it holds, at the
+start or because it missed something, gets what differs from that.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
-from tessera_wire.policy.v1.policy_pb2 import Update
+from tessera_wire.policy.v1.policy_pb2 import Digests, Forget, Update
 
 from identity.numbers import NumericIdentity
 from services.policy.clauses import GroupId, RuleId
-from services.policyd.payload import Header, Needs, Payloads, Span, messages
+from services.policyd.payload import EncodedPolicy, Header, Payloads, Span
 from services.policyd.state import State
 from services.runtime.errors import TesseraError
+from services.wire.held import NOTHING, Held, total
 
 
 @dataclass(slots=True)
@@ -33,6 +35,7 @@ class Counts:
 
     updates: int = 0
     snapshots: int = 0
+    resumed: int = 0
     coalesced: int = 0
 
 
@@ -50,26 +53,39 @@ class Source(Protocol):
         """The position behind the newest change-set."""
         ...
 
+    @property
+    def instance(self) -> str: ...
+
     def span(self, position: int) -> Span | None:
         """None: the log no longer reaches back to `position`."""
+        ...
+
+    def position_of(self, instance: str, revision: int) -> int | None:
+        """None: the log does not lead on from there."""
         ...
 
 
 class Subscription:
     def __init__(
-        self, source: Source, node: str, identities: Iterable[NumericIdentity] = ()
+        self,
+        source: Source,
+        node: str,
+        identities: Iterable[NumericIdentity] = (),
+        held: Held = NOTHING,
     ) -> None:
+        """`held`: what the agent has of earlier streams."""
         self.node = node
         self.revision = 0
         self.ended = False
         self.error: TesseraError | None = None
         self._source = source
         self._follows: set[NumericIdentity] = set(identities)
-        self._holds: dict[NumericIdentity, Needs] = {}
+        self._holds: dict[NumericIdentity, EncodedPolicy] = {}
         self._groups: Counter[GroupId] = Counter()
         self._rules: Counter[RuleId] = Counter()
         self._asked: set[NumericIdentity] = set()
         self._position: int | None = None
+        self._told: Held | None = None if held == NOTHING else held
         self._woken = asyncio.Event()
         self._woken.set()
 
@@ -84,6 +100,13 @@ class Subscription:
         removed, added = set(remove), set(add)
         self._follows = (self._follows - removed) | added
         self._asked |= removed | added
+        self.wake()
+
+    def lost(self, held: Held) -> None:
+        """The agent is not where it should be; `held` is all it has. It waits for the answer, so
+        its revision says nothing about its addresses."""
+        self._told = replace(held, instance="")
+        self._position = None
         self.wake()
 
     def end(self, error: TesseraError | None = None) -> None:
@@ -114,25 +137,72 @@ class Subscription:
             return iter(())
         source.counts.updates += 1
         if span is None:
-            return self._snapshot()
+            told, self._told = self._told, None
+            return self._snapshot() if told is None or told == NOTHING else self._resumed(told)
         self._source.counts.coalesced += span.change.merged - 1
         return self._delta(span)
 
     # ------------------------------------------------------------------ what to send
 
     def _snapshot(self) -> Iterator[bytes]:
-        self._holds.clear()
-        self._groups.clear()
-        self._rules.clear()
-        self._asked.clear()
-        policies, _ = self._exchange(self._follows)
+        policies = self._from_nothing()
         payloads = self._source.payloads
         parts = [payloads.group(group) for group in self._groups]
-        parts += [payloads.rule(rule) for rule in self._rules]
-        parts += policies
-        parts += payloads.every_address()
+        parts += [payloads.rule(rule).part for rule in self._rules]
+        parts += [policy.part for policy in policies.values()]
+        parts += payloads.addresses.every()
         self._source.counts.snapshots += 1
-        return messages(Header(self.revision, snapshot=True), parts)
+        return payloads.messages(self._beginning(snapshot=True), parts)
+
+    def _resumed(self, told: Held) -> Iterator[bytes]:
+        """Of policies, groups and addresses those that differ; rules, which are small, all or
+        none."""
+        policies = self._from_nothing()
+        payloads = self._source.payloads
+        parts = [
+            payloads.group(group)
+            for group in self._groups
+            if told.groups.get(group) != payloads.group_digest(group)
+        ]
+        other_rules = payloads.rules_digest(self._rules) != told.rules
+        if other_rules:
+            parts += [payloads.rule(rule).part for rule in self._rules]
+        parts += [
+            policy.part
+            for identity, policy in policies.items()
+            if told.identities.get(identity) != policy.digest
+        ]
+        addresses, forgotten = self._addresses_since(told)
+        parts += addresses
+        removals = Update(
+            local_policies_removed=told.identities.keys() - policies.keys(),
+            groups_removed=told.groups.keys() - self._groups.keys(),
+        )
+        parts.append(removals.SerializeToString())
+        self._source.counts.resumed += 1
+        forget = Forget(rules=other_rules, addresses=forgotten)
+        return payloads.messages(self._beginning(forget=forget), parts)
+
+    def _addresses_since(self, told: Held) -> tuple[list[bytes], list[int]]:
+        """Parts, and the buckets to forget before they are applied."""
+        position = self._source.position_of(told.instance, told.revision)
+        span = None if position is None else self._source.span(position)
+        if span is not None:
+            return span.addresses(), []
+        addresses = self._source.payloads.addresses
+        differing = addresses.differing(told.addresses)
+        return [addresses.bucket(number) for number in differing], differing
+
+    def _beginning(self, *, snapshot: bool = False, forget: Forget | None = None) -> Header:
+        addresses = self._source.payloads.addresses.digest
+        return Header(
+            self.revision,
+            snapshot=snapshot,
+            resumed=not snapshot,
+            instance=self._source.instance,
+            forget=forget,
+            digests=Digests(policy=self._digest(), addresses=addresses),
+        )
 
     def _delta(self, span: Span) -> Iterator[bytes]:
         change = span.change
@@ -148,8 +218,8 @@ class Subscription:
         whole = (groups - old_groups) | (groups & change.groups)
         parts = [payloads.group(group) for group in whole]
         parts += [span.delta(group) for group in (groups & change.deltas.keys()) - whole]
-        parts += [payloads.rule(r) for r in (rules - old_rules) | (rules & change.rules)]
-        parts += sent
+        parts += [payloads.rule(r).part for r in (rules - old_rules) | (rules & change.rules)]
+        parts += [policy.part for policy in sent.values()]
         parts += span.addresses()
         removals = Update(
             local_policies_removed=gone,
@@ -157,7 +227,23 @@ class Subscription:
             rules_removed=old_rules - rules,
         )
         parts.append(removals.SerializeToString())
-        return messages(Header(self.revision, change.traceparent), parts)
+        return payloads.messages(span.header(self._digest()), parts)
+
+    def _digest(self) -> int:
+        """Of all policies, groups and rules it holds once it has applied what is being made."""
+        payloads = self._source.payloads
+        digests = [policy.digest for policy in self._holds.values()]
+        digests += map(payloads.group_digest, self._groups)
+        digests.append(payloads.rules_digest(self._rules))
+        return total(digests)
+
+    def _from_nothing(self) -> dict[NumericIdentity, EncodedPolicy]:
+        self._holds.clear()
+        self._groups.clear()
+        self._rules.clear()
+        self._asked.clear()
+        policies, _ = self._exchange(self._follows)
+        return policies
 
     def _touched(self, span: Span) -> set[NumericIdentity]:
         """Identities to look at again: of those followed, what changed or was asked for; of those
@@ -166,23 +252,25 @@ class Subscription:
         locals_ = span.change.locals
         return asked | {identity for identity in self._follows if identity in locals_}
 
-    def _exchange(self, touched: set[NumericIdentity]) -> tuple[list[bytes], list[NumericIdentity]]:
+    def _exchange(
+        self, touched: set[NumericIdentity]
+    ) -> tuple[dict[NumericIdentity, EncodedPolicy], list[NumericIdentity]]:
         """Policies to send and identities to drop, with the references moved accordingly."""
         knows, payloads = self._source.state.resolver.knows, self._source.payloads
-        sent, gone = [], []
+        sent, gone = {}, []
         for identity in sorted(touched):
             old = self._holds.pop(identity, None)
             if identity in self._follows and knows(identity):
                 policy = payloads.policy(identity)
-                self._holds[identity] = policy.needs
+                self._holds[identity] = policy
                 self._groups.update(policy.needs.groups)
                 self._rules.update(policy.needs.rules)
-                sent.append(policy.part)
+                sent[identity] = policy
             elif old is not None:
                 gone.append(identity)
             if old is not None:
-                _release(self._groups, old.groups)
-                _release(self._rules, old.rules)
+                _release(self._groups, old.needs.groups)
+                _release(self._rules, old.needs.rules)
         return sent, gone
 
 

@@ -166,12 +166,17 @@ class ApidConfig(Struct, frozen=True, forbid_unknown_fields=True):
         check_listeners(self.listen, "")
 
 
+def targets(text: str) -> tuple[str, ...]:
+    """Of a key that names one process or several replicas of it, divided by commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`node_ip` empty: the first IPv4 address that is not loopback. `bpf_object` empty: the object
-    shipped in the package. `labels_dir`: labels of containers that come by CNI. `attach`: auto,
-    tcx or clsact. `routing`: direct, by a route through the other node, or none where the network
-    knows the way. `..._max`: entries of a BPF map; datapath.maps.tables.Sizes has the same
-    names."""
+    """`policyd`: one target, or those of all replicas, divided by commas. `node_ip` empty: the
+    first IPv4 address that is not loopback. `bpf_object` empty: the object shipped in the package.
+    `labels_dir`: labels of containers that come by CNI. `attach`: auto, tcx or clsact. `routing`:
+    direct, by a route through the other node, or none where the network knows the way. `..._max`:
+    entries of a BPF map; datapath.maps.tables.Sizes has the same names."""
 
     log: LogConfig = LogConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
@@ -201,6 +206,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         check_listeners("", self.metrics_listen)
+        check(bool(targets(self.policyd)), "policyd: names no target")
         check(self.attach in ATTACH, f"attach: {self.attach!r} is none of {', '.join(ATTACH)}")
         check(self.routing in ROUTING, f"routing: {self.routing!r} is none of {', '.join(ROUTING)}")
         check(

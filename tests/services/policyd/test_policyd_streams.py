@@ -103,7 +103,7 @@ async def test_a_second_stream_of_a_node_ends_the_first(policyd: Running) -> Non
     ):
         assert "another stream" in str(await old.end())
         await new.reached(await policyd.put(WEB_KEY))
-    await eventually(lambda: policyd.policyd.distributor.subscribers == 0)
+    await eventually(lambda: not policyd.policyd.distributor.subscriptions)
 
 
 async def test_a_compacted_watch_costs_no_snapshot(policyd: Running) -> None:
