@@ -1,16 +1,48 @@
 """A block: the run of addresses that one node draws from.
 
-Addresses are plain integers here, sets of addresses within a block are integers used as bit
-masks: bit i stands for the block's i-th address.
+Addresses are plain integers, of both families: below 2**32 it is IPv4. No pool reaches into the
+IPv6 addresses that small (::/96), so a number has one meaning.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-BITS = 32
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+V6_FROM = 1 << 32
+
+
+class Family(IntEnum):
+    V4 = 4
+    V6 = 6
+
+    @property
+    def bits(self) -> int:
+        return 32 if self is Family.V4 else 128
+
+    def __str__(self) -> str:
+        return f"IPv{self.value}"
+
+
+def family_of(address: int) -> Family:
+    return Family.V4 if address < V6_FROM else Family.V6
+
+
+def address_text(address: int) -> str:
+    return str(IPv4Address(address) if address < V6_FROM else IPv6Address(address))
+
+
+def parse_address(text: str) -> int:
+    """Raises ValueError."""
+    parsed = ip_address(text)
+    if parsed.version == 6 and int(parsed) < V6_FROM:
+        raise ValueError(f"{text} lies in ::/96, which no pool covers")
+    return int(parsed)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -21,43 +53,28 @@ class Block:
     size: int
 
     @property
+    def family(self) -> Family:
+        return family_of(self.base)
+
+    @property
     def count(self) -> int:
-        return 1 << (BITS - self.size)
+        return 1 << (self.family.bits - self.size)
 
     @property
     def last(self) -> int:
         return self.base + self.count - 1
 
-    @property
-    def every(self) -> int:
-        """The mask of all its addresses."""
-        return (1 << self.count) - 1
-
     def __contains__(self, address: int) -> bool:
         return self.base <= address <= self.last
 
     def __str__(self) -> str:
-        return f"{IPv4Address(self.base)}/{self.size}"
+        return f"{address_text(self.base)}/{self.size}"
 
     def addresses(self) -> Iterator[int]:
         return iter(range(self.base, self.last + 1))
 
-    def bit(self, address: int) -> int:
-        return 1 << (address - self.base)
-
-    def overlap(self, first: int, last: int) -> int:
-        """The mask of the addresses that lie in first..last."""
-        low, high = max(first, self.base), min(last, self.last)
-        return 0 if low > high else ((1 << (high - low + 1)) - 1) << (low - self.base)
-
 
 def parse_block(text: str) -> Block:
-    network = IPv4Network(text)
+    """Raises ValueError."""
+    network = ip_network(text)
     return Block(int(network.network_address), network.prefixlen)
-
-
-def pick(mask: int, spread: int) -> int:
-    """The index of the first set bit at or after `spread`, from the start again after the end.
-    `mask` must not be empty."""
-    rest = (mask >> spread << spread) or mask
-    return (rest & -rest).bit_length() - 1

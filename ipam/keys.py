@@ -5,21 +5,23 @@
     tessera/ipam/ip/<pool>/<address>            AddressRecord: who has the address
     tessera/ipam/own/<ns>/<name>/<interface>    OwnerRecord: the same by owner
     tessera/ipam/cool/<pool>/<address>          leased: released a moment ago; value is the block
+    tessera/ipam/node/<node>                    NodeRecord: a node that keeps windows, and lives
 
-<address> is written with three digits per octet, so that the order of keys is the order of
-addresses and a block is one contiguous range. <block> is its first address, a dash, the prefix
-length. `ip` and `own` of one address are always written and deleted in one transaction and have
-the same modification revision.
+<address> is written at full length, so that the order of keys is the order of addresses and a block
+is one contiguous range: 010.000.000.007, and xfd00:0000:...:0007 for IPv6, whose mark keeps the
+families apart. <block> is its first address, a dash, the prefix length. The `ip` keys and the `own`
+key of one allocation are written in one transaction and have the same modification revision; an
+`ip` key whose owner is known under another revision is an earlier incarnation's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 
 from msgspec import Struct
 
-from ipam.block import Block
+from ipam.block import Block, Family, address_text, family_of
+from ipam.pool import BLOCK_SIZE, BLOCK_SIZE_V6
 
 ROOT = "tessera/ipam/"
 POOLS = ROOT + "pool/"
@@ -27,6 +29,7 @@ BLOCKS = ROOT + "blk/"
 ADDRESSES = ROOT + "ip/"
 COOLING = ROOT + "cool/"
 OWNERS = ROOT + "own/"
+NODES = ROOT + "node/"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -65,19 +68,33 @@ def name_problem(what: str, text: str) -> str | None:
 
 
 class PoolRecord(Struct, frozen=True, forbid_unknown_fields=True):
-    cidrs: tuple[str, ...]
-    block_size: int
+    """What the fields mean: ipam.pool.Pool."""
+
+    cidrs: tuple[str, ...] = ()
+    block_size: int = BLOCK_SIZE
+    block_size_v6: int = BLOCK_SIZE_V6
     reserved: tuple[str, ...] = ()
+    disabled: tuple[str, ...] = ()
+    namespaces: tuple[str, ...] = ()
+    strict: bool = False
+    max_blocks: int = 0
+    local: bool = True
+    cooldown_s: int | None = None
 
 
 class BlockRecord(Struct, frozen=True, forbid_unknown_fields=True):
-    """`claimed_at`: seconds since 1970; tells a claim from an earlier one of the same node."""
+    """`claimed_at`: seconds since 1970; tells a claim from an earlier one of the same node.
+    `window`: so many of its first addresses are handed out by the node alone, without asking."""
 
     node: str
     claimed_at: float
+    window: int = 0
 
 
 class AddressRecord(Struct, frozen=True, forbid_unknown_fields=True):
+    """`retain_s`: how long it is kept for its owner once released. `retained_until`: it is not in
+    use, and kept until then; seconds since 1970."""
+
     namespace: str
     name: str
     interface: str
@@ -85,28 +102,55 @@ class AddressRecord(Struct, frozen=True, forbid_unknown_fields=True):
     node: str
     block: str
     allocated_at: float
+    retain_s: int = 0
+    retained_until: float = 0.0
 
     @property
     def owner(self) -> Owner:
         return Owner(self.namespace, self.name, self.interface, self.uid)
 
 
-class OwnerRecord(Struct, frozen=True, forbid_unknown_fields=True):
-    pool: str
+class OwnedAddress(Struct, frozen=True, forbid_unknown_fields=True):
     ip: str
     block: str
+
+
+class OwnerRecord(Struct, frozen=True, forbid_unknown_fields=True):
+    """As the AddressRecords of its addresses."""
+
+    pool: str
+    addresses: tuple[OwnedAddress, ...]
     node: str
     uid: str
+    retain_s: int = 0
+    retained_until: float = 0.0
+
+
+class NodeRecord(Struct, frozen=True, forbid_unknown_fields=True):
+    """Written anew when the node is heard from. `instance`: changes when the node lost its disk.
+    `networks`: those its own interfaces are in."""
+
+    instance: str
+    heard_at: float
+    networks: tuple[str, ...] = ()
 
 
 # ------------------------------------------------------------------ keys
 
 
 def padded(address: int) -> str:
-    return ".".join(f"{octet:03d}" for octet in address.to_bytes(4, "big"))
+    if family_of(address) is Family.V4:
+        return ".".join(f"{octet:03d}" for octet in address.to_bytes(4, "big"))
+    digits = f"{address:032x}"
+    return "x" + ":".join(digits[at : at + 4] for at in range(0, 32, 4))
 
 
 def parse_padded(text: str) -> int:
+    if text.startswith("x"):
+        address = int(text[1:].replace(":", ""), 16)
+        if padded(address) != text:
+            raise ValueError(f"{text!r} is not an address key")
+        return address
     octets = [int(part, 10) for part in text.split(".")]
     if len(octets) != 4:
         raise ValueError(f"{text!r} is not an address key")
@@ -133,13 +177,23 @@ def owner_key(owner: Owner) -> str:
     return f"{OWNERS}{owner.namespace}/{owner.name}/{owner.interface}"
 
 
-def address_range(pool: str, first: int, last: int) -> tuple[str, str]:
-    """[key, end) of the addresses first..last."""
-    return address_key(pool, first), address_key(pool, last) + "\0"
+def node_key(node: str) -> str:
+    return f"{NODES}{node}"
+
+
+def address_range(pool: str, first: int, last: int, prefix: str = ADDRESSES) -> tuple[str, str]:
+    """[key, end) of the addresses first..last; with prefix COOLING of the cooling ones, with BLOCKS
+    of the blocks that begin there. "~" sorts after all that may follow an address."""
+    end = "~" if prefix == BLOCKS else "\0"
+    return f"{prefix}{pool}/{padded(first)}", f"{prefix}{pool}/{padded(last)}{end}"
 
 
 def parse_pool_key(key: str) -> str:
     return key.removeprefix(POOLS)
+
+
+def parse_node_key(key: str) -> str:
+    return key.removeprefix(NODES)
 
 
 def parse_block_key(key: str) -> tuple[str, Block]:
@@ -154,6 +208,5 @@ def parse_address_key(key: str, prefix: str = ADDRESSES) -> tuple[str, int]:
     return pool, parse_padded(address)
 
 
-def parse_address(text: str) -> int:
-    """Raises ValueError."""
-    return int(IPv4Address(text))
+def owned(address: int, block: Block) -> OwnedAddress:
+    return OwnedAddress(address_text(address), str(block))

@@ -1,4 +1,8 @@
-"""Which blocks go back: those that stood empty for a while, or that no pool has any more."""
+"""Which blocks go back: those that stood empty for a while, or that no pool has any more.
+
+A block with a window is its node's: the service cannot know what the node has handed out and not
+yet told. The node itself lets go of a window that it does not need.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ def decide(view: View, empty_since: Since, now_s: float, after_s: float = EMPTY_
     give_back: list[Claimed] = []
     since: dict[tuple[str, Block], float] = {}
     for claim in view.blocks():
-        if not view.idle(claim.pool, claim.block):
+        if claim.window or not view.idle(claim.pool, claim.block):
             continue
         pool = view.pool(claim.pool)
         started = empty_since.get((claim.pool, claim.block), now_s)

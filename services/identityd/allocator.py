@@ -22,7 +22,6 @@ from identity.allocate import Create, Refer, Wanted, decide, workload_labels
 from identity.configured import ConfiguredIdentities
 from identity.labels import Labels
 from identity.numbers import UNKNOWN, NumericIdentity
-from services.identityd.commit import Committer, Outcome
 from services.identityd.guard import Guard
 from services.identityd.rules import RulesInForce
 from services.identityd.stats import Counts
@@ -36,6 +35,7 @@ from services.runtime.errors import (
     TesseraError,
 )
 from services.runtime.log import logger
+from services.store.commit import Committer, Outcome
 from services.store.model import LeaseId, Revision
 
 log = logger(__name__)

@@ -30,7 +30,6 @@ from identity.configured import ConfiguredIdentities
 from identity.numbers import allocatable, reserved_labels
 from services.identityd.allocator import Allocator
 from services.identityd.announce import Announcer
-from services.identityd.commit import Committer
 from services.identityd.gc import Collector
 from services.identityd.heartbeat import beat
 from services.identityd.rules import LabelRules, RulesInForce
@@ -45,6 +44,7 @@ from services.runtime.health import OK
 from services.runtime.log import logger
 from services.runtime.process import load_or_exit, run, serve_metrics
 from services.runtime.tasks import restarting
+from services.store.commit import Committer
 from services.store.open import open_store
 from services.wire.server import serve
 

@@ -1,13 +1,15 @@
 """Leases under which released addresses rest.
 
 One lease serves the releases of a short span, so that releasing does not cost a grant each; an
-address rests for the cool-down plus at most that span.
+address rests for the cool-down plus at most that span. Pools may have a cool-down of their own, so
+there is a current lease per duration.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import dataclass
 
 from services.runtime.clock import Clock
 from services.store.model import LeaseId, Store
@@ -17,46 +19,58 @@ MAX_KEYS = 1000
 
 
 class CoolDown:
-    def __init__(self, store: Store, clock: Clock, cooldown_s: float) -> None:
+    """`default_s`: of pools that do not say."""
+
+    def __init__(self, store: Store, clock: Clock, default_s: int) -> None:
         self._store = store
         self._clock = clock
-        self._cooldown_s = cooldown_s
-        self._span_s = max(1.0, cooldown_s / 10)
-        self._lease: LeaseId | None = None
-        self._until_s = 0.0
-        self._keys = 0
-        self._granting: asyncio.Event | None = None
+        self._default_s = default_s
+        self._spans: dict[int, _Span] = {}
 
-    async def lease(self) -> LeaseId | None:
-        """For one released address; None when there is no cool-down."""
-        if self._cooldown_s <= 0:
+    async def lease(self, cooldown_s: int | None = None) -> LeaseId | None:
+        """For one allocation that is released; None when there is no cool-down."""
+        seconds = self._default_s if cooldown_s is None else cooldown_s
+        if seconds <= 0:
             return None
-        while not self._usable():
-            if self._granting is not None:
-                await self._granting.wait()
+        span = self._spans.setdefault(seconds, _Span(seconds))
+        while not span.usable(self._clock.monotonic_s()):
+            if span.granting is not None:
+                await span.granting.wait()
             else:
-                await self._grant()
-        self._keys += 1
-        return self._lease
+                await self._grant(span)
+        span.keys += 2  # one address of each family
+        return span.lease
 
     def forget(self, lease: LeaseId | None) -> None:
         """The store does not know the lease any more."""
-        if lease == self._lease:
-            self._lease = None
+        for span in self._spans.values():
+            if span.lease == lease:
+                span.lease = None
 
-    def _usable(self) -> bool:
-        return (
-            self._lease is not None
-            and self._keys < MAX_KEYS
-            and self._clock.monotonic_s() < self._until_s
-        )
-
-    async def _grant(self) -> None:
-        self._granting = granting = asyncio.Event()
+    async def _grant(self, span: _Span) -> None:
+        span.granting = granting = asyncio.Event()
         try:
             started_s = self._clock.monotonic_s()
-            self._lease = await self._store.grant(math.ceil(self._cooldown_s + self._span_s))
-            self._until_s, self._keys = started_s + self._span_s, 0
+            span.lease = await self._store.grant(math.ceil(span.seconds + span.length_s))
+            span.until_s, span.keys = started_s + span.length_s, 0
         finally:
-            self._granting = None
+            span.granting = None
             granting.set()
+
+
+@dataclass(slots=True)
+class _Span:
+    """The time in which releases share one lease."""
+
+    seconds: int
+    lease: LeaseId | None = None
+    until_s: float = 0.0
+    keys: int = 0
+    granting: asyncio.Event | None = None
+
+    @property
+    def length_s(self) -> float:
+        return max(1.0, self.seconds / 10)
+
+    def usable(self, now_s: float) -> bool:
+        return self.lease is not None and self.keys < MAX_KEYS and now_s < self.until_s

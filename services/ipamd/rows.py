@@ -8,36 +8,39 @@ from __future__ import annotations
 
 import msgspec
 
-from ipam.block import parse_block
+from ipam.block import parse_address, parse_block
 from ipam.keys import (
     ADDRESSES,
     BLOCKS,
     COOLING,
+    NODES,
     POOLS,
     AddressRecord,
     BlockRecord,
+    NodeRecord,
     Owner,
     OwnerRecord,
     PoolRecord,
-    parse_address,
     parse_address_key,
     parse_block_key,
+    parse_node_key,
     parse_pool_key,
 )
 from ipam.pool import Pool, define
-from ipam.view import Assigned, View
+from ipam.view import Assigned, Claimed, View
 from services.runtime.log import logger
 from services.store.model import Changed, KeyValue, Put, Removed, Revision, Txn
 
 log = logger(__name__)
 
 # What the view is made of, in the order in which rows make sense.
-WATCHED = (POOLS, BLOCKS, COOLING, ADDRESSES)
+WATCHED = (POOLS, BLOCKS, COOLING, ADDRESSES, NODES)
 
 _pool = msgspec.json.Decoder(PoolRecord)
 _block = msgspec.json.Decoder(BlockRecord)
 _address = msgspec.json.Decoder(AddressRecord)
 _owner = msgspec.json.Decoder(OwnerRecord)
+_node = msgspec.json.Decoder(NodeRecord)
 
 
 def apply(view: View, event: Changed | Removed) -> None:
@@ -58,8 +61,9 @@ def _put(view: View, kv: KeyValue) -> None:
         pool, address = parse_address_key(kv.key, COOLING)
         view.put_cooling(pool, address, parse_block(kv.value.decode()))
     elif kv.key.startswith(BLOCKS):
-        pool, block = parse_block_key(kv.key)
-        view.put_block(pool, block, _block.decode(kv.value), kv.value, kv.mod_revision)
+        view.put_block(claimed_of(kv))
+    elif kv.key.startswith(NODES):
+        view.put_node(parse_node_key(kv.key), _node.decode(kv.value), kv.mod_revision)
     elif kv.key.startswith(POOLS):
         view.put_pool(pool_of(kv), kv.mod_revision)
 
@@ -71,6 +75,8 @@ def _remove(view: View, key: str, revision: int) -> None:
         view.remove_cooling(*parse_address_key(key, COOLING))
     elif key.startswith(BLOCKS):
         view.remove_block(*parse_block_key(key), revision)
+    elif key.startswith(NODES):
+        view.remove_node(parse_node_key(key), revision)
     elif key.startswith(POOLS):
         view.remove_pool(parse_pool_key(key), revision)
 
@@ -86,8 +92,37 @@ def written(txn: Txn, revision: Revision) -> tuple[Changed, ...]:
 
 def pool_of(kv: KeyValue) -> Pool:
     """Raises ValueError, as do the others."""
-    record = _pool.decode(kv.value)
-    return define(parse_pool_key(kv.key), record.cidrs, record.block_size, record.reserved)
+    return defined(parse_pool_key(kv.key), _pool.decode(kv.value))
+
+
+def defined(name: str, record: PoolRecord) -> Pool:
+    return define(
+        name,
+        record.cidrs,
+        record.block_size,
+        record.reserved,
+        block_size_v6=record.block_size_v6,
+        disabled=record.disabled,
+        namespaces=record.namespaces,
+        strict=record.strict,
+        max_blocks=record.max_blocks,
+        local=record.local,
+        cooldown_s=record.cooldown_s,
+    )
+
+
+def claimed_of(kv: KeyValue) -> Claimed:
+    """Of a `blk` key."""
+    pool, block = parse_block_key(kv.key)
+    record = _block.decode(kv.value)
+    return Claimed(
+        pool, block, record.node, kv.value, kv.mod_revision, record.window, kv.create_revision
+    )
+
+
+def cooling_of(kv: KeyValue) -> int:
+    """The address of a `cool` key."""
+    return parse_address_key(kv.key, COOLING)[1]
 
 
 def assigned_of(kv: KeyValue) -> Assigned:
@@ -95,19 +130,31 @@ def assigned_of(kv: KeyValue) -> Assigned:
     pool, address = parse_address_key(kv.key)
     record = _address.decode(kv.value)
     return Assigned(
-        pool, address, parse_block(record.block), record.node, record.owner, kv.mod_revision
+        pool,
+        address,
+        parse_block(record.block),
+        record.node,
+        record.owner,
+        kv.mod_revision,
+        record.retain_s,
+        record.retained_until,
     )
 
 
-def owned_of(owner: Owner, kv: KeyValue) -> Assigned:
+def owned_of(owner: Owner, kv: KeyValue) -> tuple[Assigned, ...]:
     """Of the `own` key of `owner`."""
     record = _owner.decode(kv.value)
     who = Owner(owner.namespace, owner.name, owner.interface, record.uid)
-    return Assigned(
-        record.pool,
-        parse_address(record.ip),
-        parse_block(record.block),
-        record.node,
-        who,
-        kv.mod_revision,
+    return tuple(
+        Assigned(
+            record.pool,
+            parse_address(one.ip),
+            parse_block(one.block),
+            record.node,
+            who,
+            kv.mod_revision,
+            record.retain_s,
+            record.retained_until,
+        )
+        for one in record.addresses
     )

@@ -12,13 +12,14 @@ import socket
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from typing import Annotated, Final, Protocol, TypeVar, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct, field
 
+from ipam.keys import PoolRecord
 from services.runtime.errors import Invalid
 from services.runtime.log import LEVELS
 from services.runtime.values import check, check_listeners, is_host_port
@@ -65,19 +66,17 @@ class TelemetryConfig(Struct, frozen=True, forbid_unknown_fields=True):
     otlp_endpoint: str = ""
 
 
-class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`reserved`: CIDRs within the pool that are never handed out, gateways for example."""
+class PoolConfig(PoolRecord, frozen=True, forbid_unknown_fields=True):
+    """ipam.pool.Pool says what the keys mean; it is also what an operator may give over REST."""
 
     cidrs: tuple[str, ...] = ("10.244.0.0/16",)
-    block_size: Annotated[int, Meta(ge=8, le=32)] = 26
-    reserved: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for cidr in (*self.cidrs, *self.reserved):
+        for cidr in (*self.cidrs, *self.reserved, *self.disabled):
             try:
-                IPv4Network(cidr)
+                ip_network(cidr)
             except ValueError as error:
-                raise ValueError(f"{cidr!r} is not an IPv4 CIDR: {error}") from None
+                raise ValueError(f"{cidr!r} is not a CIDR: {error}") from None
 
 
 class IdentitydConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -116,7 +115,9 @@ class IdentitydConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class IpamdConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`release_cooldown_s`: how long a released address is handed to nobody; 0 for not at all."""
+    """`release_cooldown_s`: how long a released address is handed to nobody; 0 for not at all.
+    `node_gone_s`: a node not heard from for so long is taken for dead, and its addresses for free.
+    """
 
     etcd: EtcdConfig = EtcdConfig()
     log: LogConfig = LogConfig()
@@ -124,6 +125,7 @@ class IpamdConfig(Struct, frozen=True, forbid_unknown_fields=True):
     listen: str = "127.0.0.1:7402"
     metrics_listen: str = "127.0.0.1:7412"
     release_cooldown_s: Annotated[int, Meta(ge=0)] = 30
+    node_gone_s: Annotated[int, Meta(ge=10)] = 86_400
     pools: dict[str, PoolConfig] = field(default_factory=lambda: {"default": PoolConfig()})
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Domain values to protobuf messages and back; the only place that knows both.
+"""Domain values to protobuf messages and back; with addresses.py the only place that knows both.
 
 `*_from_wire` validates: a message that no correct peer sends raises `Invalid`.
 """
@@ -11,15 +11,10 @@ from collections.abc import Iterable
 
 from pyroaring import BitMap
 from tessera_wire.identity.v1 import identity_pb2
-from tessera_wire.ipam.v1 import ipam_pb2
 from tessera_wire.policy.v1 import policy_pb2
 
 from identity.labels import Labels
 from identity.numbers import NumericIdentity
-from ipam.block import parse_block
-from ipam.keys import Owner, parse_address
-from ipam.pool import Pool, address_text
-from ipam.view import Assigned, Claimed
 from services.policy.clauses import (
     Action,
     Clause,
@@ -70,74 +65,6 @@ def labels_from_wire(message: identity_pb2.LabelSet) -> Labels:
         return Labels.parse(message.labels)
     except ValueError as error:
         raise Invalid(str(error)) from None
-
-
-# ------------------------------------------------------------------ addresses
-
-
-def owner_to_wire(owner: Owner) -> ipam_pb2.Owner:
-    return ipam_pb2.Owner(
-        namespace=owner.namespace, name=owner.name, interface=owner.interface, uid=owner.uid
-    )
-
-
-def owner_from_wire(message: ipam_pb2.Owner) -> Owner:
-    owner = Owner(message.namespace, message.name, message.interface, message.uid)
-    problem = owner.problem()
-    if problem is not None:
-        raise Invalid(problem)
-    return owner
-
-
-def address_from_wire(text: str) -> int:
-    try:
-        return parse_address(text)
-    except ValueError:
-        raise Invalid(f"{text!r} is not an IPv4 address") from None
-
-
-def assigned_to_wire(assigned: Assigned) -> ipam_pb2.Address:
-    return ipam_pb2.Address(
-        ip=address_text(assigned.address),
-        pool=assigned.pool,
-        block=str(assigned.block),
-        node=assigned.node,
-        owner=owner_to_wire(assigned.owner),
-    )
-
-
-def assigned_from_wire(message: ipam_pb2.Address) -> Assigned:
-    try:
-        block = parse_block(message.block)
-    except ValueError:
-        raise Invalid(f"{message.block!r} is not a block") from None
-    return Assigned(
-        pool=message.pool,
-        address=address_from_wire(message.ip),
-        block=block,
-        node=message.node,
-        owner=owner_from_wire(message.owner),
-    )
-
-
-def pool_to_wire(pool: Pool, used: int) -> ipam_pb2.Pool:
-    return ipam_pb2.Pool(
-        name=pool.name,
-        cidrs=[str(cidr) for cidr in pool.cidrs],
-        block_size=pool.block_size,
-        capacity=pool.capacity,
-        used=used,
-    )
-
-
-def claimed_to_wire(claimed: Claimed, used: int) -> ipam_pb2.Block:
-    return ipam_pb2.Block(
-        cidr=str(claimed.block),
-        pool=claimed.pool,
-        node=claimed.node,
-        used=used,
-        size=claimed.block.count,
-    )
 
 
 # ------------------------------------------------------------------ policy

@@ -14,7 +14,6 @@ from identity.configured import ConfiguredIdentities
 from identity.numbers import allocatable, reserved_labels
 from services.identityd.allocator import Allocated, Allocator, Item
 from services.identityd.announce import Announcer
-from services.identityd.commit import Committer
 from services.identityd.gc import Collector
 from services.identityd.heartbeat import beat
 from services.identityd.rules import LabelRules, RulesInForce
@@ -22,6 +21,7 @@ from services.identityd.session import Sessions
 from services.identityd.stats import Counts
 from services.identityd.view import IdentityView
 from services.runtime.clock import Clock
+from services.store.commit import Committer
 from services.store.model import LeaseId, Store
 
 CLUSTER = "default"

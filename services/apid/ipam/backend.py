@@ -5,6 +5,7 @@ from __future__ import annotations
 import grpc.aio
 from tessera_wire.ipam.v1 import ipam_pb2, ipam_pb2_grpc
 
+from ipam.block import Family
 from services.apid.backends import RPC_DEADLINE_S
 from services.apid.ipam import model
 from services.wire.client import call
@@ -19,7 +20,13 @@ class Ipam:
         answer = await call(self._stub.ListPools, request, deadline_s=RPC_DEADLINE_S)
         return model.Pools(
             tuple(
-                model.Pool(p.name, tuple(p.cidrs), p.block_size, p.capacity, p.used)
+                model.Pool(
+                    p.name,
+                    tuple(p.spec.cidrs),
+                    p.spec.block_size,
+                    sum(u.capacity for u in p.usage if u.family == Family.V4),
+                    sum(u.used for u in p.usage if u.family == Family.V4),
+                )
                 for p in answer.pools
             )
         )

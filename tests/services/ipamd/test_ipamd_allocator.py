@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from ipam import keys
+from ipam.view import Assigned
 from services.runtime.config import PoolConfig
 from services.runtime.errors import Conflict, Exhausted, Invalid, NotFound, Retry
 from services.store.memory import MemoryStore
@@ -35,6 +36,11 @@ async def until(view_says) -> None:
     async with asyncio.timeout(5):
         while not view_says():  # noqa: ASYNC110 - the view has no event for every row
             await asyncio.sleep(0)
+
+
+def forget(late: Replica, row: Assigned) -> None:
+    """As if its watch had not come that far."""
+    late.view.remove_address(row.pool, row.address, row.revision)
 
 
 async def fill(one: Replica, count: int, node: str = "a") -> list[str]:
@@ -107,7 +113,7 @@ async def test_an_exhausted_pool_says_so_and_recovers_after_a_release(store, clo
             await one.allocate("late")
         assert str(caught.value) == (
             "pool default (10.0.0.0/28) is exhausted: 14 of 14 addresses in use; release endpoints"
-            " or add a CIDR to [ipamd.pools.default]"
+            " or add a CIDR to pool default"
         )
         freed = await one.allocate("a-3")
         assert await one.release("a-3")
@@ -175,8 +181,7 @@ async def test_a_late_release_does_not_hit_the_next_incarnation(store, clock) ->
 async def test_a_release_through_another_replica_is_not_missed(store, clock) -> None:
     async with replica(store, clock, SMALL) as one, replica(store, clock, seed=2) as two:
         await one.allocate("web")
-        # Nothing ran in between, so the view of `two` has not heard of it.
-        assert two.view.held_by(next(one.view.assigned()).owner) is None
+        forget(two, next(one.view.assigned()))
         assert await two.release("web")
         # And now the view of `one` is late.
         assert await one.allocate("web")
@@ -261,7 +266,7 @@ async def test_a_block_that_another_replica_just_used_is_not_given_back(store, c
         await two.reclaimer.once()
         await clock.advance(60)
         await one.allocate("web")
-        assert two.view.used("default") == 0
+        forget(two, next(one.view.assigned()))
         assert await two.reclaimer.once() == 0
     assert len(await check_store(store)) == 1
 

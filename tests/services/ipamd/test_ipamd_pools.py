@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from ipam import keys
+from ipam.block import Family
 from services.ipamd import pools
 from services.ipamd.rows import pool_of
 from services.runtime.config import PoolConfig
@@ -62,7 +63,7 @@ async def test_a_wider_pool_serves_at_once(store) -> None:
         await one.allocate("a")
         await one.allocate("b")
         await pools.ensure(store, pool("10.0.0.0/30", "10.0.1.0/30", size=30))
-        while one.view.pool("default").capacity == 2:
+        while one.view.pool("default").capacity(Family.V4) == 2:
             await store.get("anything")
         assert await one.allocate("c") == "10.0.1.1"
 
@@ -107,7 +108,9 @@ async def test_dropping_an_unused_range_takes_its_blocks_along(store) -> None:
 async def test_the_block_size_stays_while_blocks_are_held(store) -> None:
     async with replica(store, FakeClock(), pool("10.0.0.0/24")) as one:
         await one.allocate("web")
-        with pytest.raises(Invalid, match="block_size cannot change from 26 to 27 while nodes"):
+        with pytest.raises(
+            Invalid, match="block sizes cannot change from /26 and /122 to /27 and /122 while nodes"
+        ):
             await pools.ensure(store, pool("10.0.0.0/24", size=27))
 
 

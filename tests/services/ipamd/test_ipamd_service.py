@@ -50,7 +50,12 @@ async def test_an_address_from_asking_to_releasing(tmp_path: Path) -> None:
     async with served(tmp_path) as stub:
         given = await allocate(stub, "web", address="10.0.0.5")
         assert given == pb.Address(
-            ip="10.0.0.5", pool="default", block="10.0.0.4/30", node="a", owner=owner("web")
+            ip="10.0.0.5",
+            pool="default",
+            block="10.0.0.4/30",
+            node="a",
+            owner=owner("web"),
+            revision=given.revision,
         )
         listed = await call(stub.ListAddresses, pb.ListAddressesRequest(node="a"), deadline_s=5)
         assert list(listed.addresses) == [given]
@@ -59,9 +64,13 @@ async def test_an_address_from_asking_to_releasing(tmp_path: Path) -> None:
             pb.Block(cidr="10.0.0.4/30", pool="default", node="a", used=1, size=4)
         ]
         pools = await call(stub.ListPools, pb.ListPoolsRequest(), deadline_s=5)
-        assert list(pools.pools) == [
-            pb.Pool(name="default", cidrs=["10.0.0.0/29"], block_size=30, capacity=6, used=1)
-        ]
+        (pool,) = pools.pools
+        assert (pool.name, list(pool.spec.cidrs), pool.spec.block_size) == (
+            "default",
+            ["10.0.0.0/29"],
+            30,
+        )
+        assert list(pool.usage) == [pb.Usage(family=4, capacity=6, used=1, blocks=1)]
         release = pb.ReleaseRequest(node="a", owner=owner("web"))
         assert (await call(stub.Release, release, deadline_s=5)).released
         assert not (await call(stub.Release, release, deadline_s=5)).released
@@ -84,7 +93,11 @@ async def test_exhaustion_reaches_the_caller_in_words(tmp_path: Path) -> None:
     [
         (pb.AllocateRequest(owner=owner("w")), Invalid, "node is empty"),
         (pb.AllocateRequest(node="a"), Invalid, "namespace is empty"),
-        (pb.AllocateRequest(node="a", owner=owner("w"), addresses=["x"]), Invalid, "not an IPv4"),
+        (
+            pb.AllocateRequest(node="a", owner=owner("w"), addresses=["x"]),
+            Invalid,
+            "not an IP address",
+        ),
         (pb.AllocateRequest(node="a", owner=owner("w"), pool="blue"), NotFound, "no pool 'blue'"),
     ],
 )

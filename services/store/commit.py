@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from services.runtime.errors import NotFound, Retry, TesseraError
 from services.runtime.tasks import Background
-from services.store.model import LeaseId, Put, Store, Txn, TxnResult
+from services.store.model import NO_LEASE, Delete, LeaseId, Put, Store, Txn, TxnResult
 
 # Measured with etcd 3.4: 64 and 100 perform alike, and 64 leaves the store's limit of 128 room for
 # the widest member.
@@ -49,7 +49,7 @@ class _Call:
 class _Job:
     txn: Txn
     lease: LeaseId
-    puts: tuple[str, ...]
+    writes: tuple[str, ...]
     call: _Call
     at: int
 
@@ -70,6 +70,13 @@ class Committer:
     async def __aexit__(self, *exc: object) -> None:
         await self._background.close(exc[1] if isinstance(exc[1], BaseException) else None)
 
+    async def one(self, txn: Txn, lease: LeaseId = NO_LEASE) -> TxnResult:
+        """Raises what the store raised."""
+        (outcome,) = await self.submit((txn,), lease)
+        if isinstance(outcome, TesseraError):
+            raise outcome
+        return outcome
+
     async def submit(self, txns: Sequence[Txn], lease: LeaseId) -> list[Outcome]:
         """Outcomes in the order given; an error of the store is the outcome of those it hit.
 
@@ -78,15 +85,15 @@ class Committer:
         if not txns:
             return []
         if len(self._queue) + len(txns) > MAX_QUEUED:
-            raise Retry(f"identityd has {len(self._queue)} changes queued; try again later")
+            raise Retry(f"{len(self._queue)} changes wait for the store; try again later")
         call = _Call(len(txns))
         self._queue.extend(
-            _Job(txn, lease, _keys_put(txn), call, at) for at, txn in enumerate(txns)
+            _Job(txn, lease, tuple(_written(txn)), call, at) for at, txn in enumerate(txns)
         )
         batches = -(-len(self._queue) // WIDTH)
         for _ in range(min(batches, WORKERS - self._workers)):
             self._workers += 1
-            self._background.start(self._work(), name="identity commit")
+            self._background.start(self._work(), name="store commit")
         await call.done.wait()
         return [outcome for outcome in call.outcomes if outcome is not None]
 
@@ -99,12 +106,12 @@ class Committer:
 
     def _take(self) -> list[_Job]:
         batch: list[_Job] = []
-        put: set[str] = set()
+        written: set[str] = set()
         clashing: list[_Job] = []
         while self._queue and len(batch) < WIDTH and len(clashing) < WIDTH:
             job = self._queue.popleft()
-            if put.isdisjoint(job.puts):
-                put.update(job.puts)
+            if written.isdisjoint(job.writes):
+                written.update(job.writes)
                 batch.append(job)
             else:
                 clashing.append(job)
@@ -136,5 +143,9 @@ def _fail(batch: Iterable[_Job], error: TesseraError) -> None:
         job.call.settle(job.at, error)
 
 
-def _keys_put(txn: Txn) -> tuple[str, ...]:
-    return tuple(op.key for op in txn.success if isinstance(op, Put))
+def _written(txn: Txn) -> Iterator[str]:
+    for op in (*txn.success, *txn.failure):
+        if isinstance(op, Txn):
+            yield from _written(op)
+        elif isinstance(op, Put | Delete):
+            yield op.key
