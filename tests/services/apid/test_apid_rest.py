@@ -72,7 +72,9 @@ class FakeIpam(ipam_pb2_grpc.IpamServiceServicer):
         self, request: ipam_pb2.ListPoolsRequest, context: object
     ) -> ipam_pb2.ListPoolsResponse:
         pool = ipam_pb2.Pool(
-            name="default", cidrs=["10.244.0.0/16"], block_size=26, capacity=65536, used=2
+            name="default",
+            spec=ipam_pb2.PoolSpec(cidrs=["10.244.0.0/16"], block_size=26),
+            usage=[ipam_pb2.Usage(family=4, capacity=65534, used=2)],
         )
         return ipam_pb2.ListPoolsResponse(pools=[pool])
 
