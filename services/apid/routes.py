@@ -8,6 +8,7 @@ from services.apid.cluster import routes as cluster
 from services.apid.identities import routes as identities
 from services.apid.ipam import routes as ipam
 from services.apid.policies import routes as policies
+from services.apid.questions import routes as questions
 from services.apid.rest.route import AnyRoute
 
 
@@ -15,6 +16,7 @@ def table(backends: Backends) -> tuple[AnyRoute, ...]:
     return (
         *cluster.routes(backends),
         *identities.routes(backends),
+        *questions.routes(backends),
         *policies.routes(backends),
         *ipam.routes(backends),
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli import evaluate
+from services.cli import evaluate, paper, questions
 from services.cli.options import DEFAULT_SERVER, Namespace, Output, Server, examples
 from services.cli.output import Format, note, say, write_json, write_table
 
@@ -206,6 +206,6 @@ def validate(file: Files, namespace: Namespace = "default", output: Output = For
         raise typer.Exit(1)
 
 
-app.command("eval", epilog=evaluate.EXAMPLES[evaluate.eval_cases])(evaluate.eval_cases)
-for _offline in (evaluate.explain, evaluate.matrix, evaluate.diff, evaluate.lint):
-    app.command(epilog=evaluate.EXAMPLES[_offline])(_offline)
+app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.eval_cases)
+for _command, _epilog in {**questions.EXAMPLES, **paper.EXAMPLES}.items():
+    app.command(epilog=_epilog)(_command)

@@ -34,6 +34,7 @@ from services.policy.clauses import (
 from services.policy.compile import PortNames, compile_direction, numbered
 from services.policy.conflicts import conflict
 from services.policy.groups import GroupDef
+from services.policy.residents import ByAddress
 from services.policy.resolve import Resolver
 
 MAX_MISSES = 3
@@ -209,7 +210,23 @@ def port_words(ports: PortRange) -> str:
 
 def _peer_distance(resolver: Resolver, clause: Clause, asked: Asked) -> tuple[int, str]:
     labels = resolver.labels(asked.peer) or Labels.EMPTY
-    return min(_group_distance(resolver.definition(group), labels) for group in clause.groups)
+    return min(
+        _address_distance(resolver, resolver.definition(group), asked.peer)
+        or _group_distance(resolver.definition(group), labels)
+        for group in clause.groups
+    )
+
+
+def _address_distance(
+    resolver: Resolver, group: GroupDef, peer: NumericIdentity
+) -> tuple[int, str] | None:
+    if group.by_address is ByAddress.NONE:
+        return None
+    inside, of_all = resolver.addresses_inside(group.id, peer)
+    if not inside:
+        return None
+    lacks = f"{of_all - inside} of the peer's {of_all} addresses are not in {group.text}"
+    return 3, f"{lacks}, and an identity is let in as a whole"
 
 
 def _group_distance(group: GroupDef, labels: Labels) -> tuple[int, str]:

@@ -137,7 +137,7 @@ class Resolver:
     """
 
     def __init__(self, settings: ResolverSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._index = SelectorIndex()
         self._index.add_identities(reserved_labels())
         self._prefixes = PrefixTable()
@@ -165,7 +165,7 @@ class Resolver:
         if was is not None and was.policy == policy and was.rule_base == rule_base:
             return Changes()
         record = _Recorder()
-        settings = self._settings
+        settings = self.settings
         naming = Naming(settings.cluster, policy.ref.kind in settings.by_address)
         now = resolve_policy(policy, rule_base, naming)
         # New uses before old ones end: what both share stays.
@@ -315,6 +315,10 @@ class Resolver:
             self._groups.address_added(network, identity)
         return _Recorder().changes(self._groups)
 
+    def addresses_of(self, identity: NumericIdentity) -> frozenset[str]:
+        """As given: which prefixes it is found at."""
+        return frozenset(map(str, self._held.get(identity, ())))
+
     def addresses_inside(self, group: GroupId, identity: NumericIdentity) -> tuple[int, int]:
         """Of a group by address: how many of its addresses lie inside, and how many it has."""
         return self._groups.addresses_inside(group, identity)
@@ -388,6 +392,14 @@ class Resolver:
     def prefixes(self) -> Mapping[str, NumericIdentity]:
         """Every CIDR some policy names, with its identity; the longest match of an address wins."""
         return self._prefixes.items()
+
+    def selecting(self, identity: NumericIdentity) -> frozenset[PolicyRef]:
+        """The policies with a rule for the identity."""
+        return frozenset(
+            ref
+            for selector in self._index.selectors_of(identity)
+            for ref in self._subjects.get(selector, ())
+        )
 
     def selected_by(self, ref: PolicyRef) -> BitMap:
         """The identities the policy is enforced on; empty when there is no such policy."""

@@ -1,7 +1,7 @@
 """A cluster on paper: endpoints and policies, to ask who may talk to whom.
 
     endpoints file --+
-                     +--> Stage --both ends--> Verdict of a connection
+                     +--> Stage --questions.py--> verdict of a connection, and why
     policies --------+
 
 Every endpoint has an identity of its own here, so that its addresses are told apart.
@@ -11,21 +11,16 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
 from identity.labels import CLUSTER_KEY, K8S, NAMESPACE_KEY, NAMESPACE_LABELS_PREFIX, Label, Labels
-from identity.numbers import FIRST_ALLOCATED, WORLD, NumericIdentity, reserved_labels
-from services.policy.cases import PROTOCOLS, port_names
+from identity.numbers import FIRST_ALLOCATED, NumericIdentity
+from services.policy.cases import port_names
 from services.policy.clauses import FIRST_CLAUSE_RULE, Direction, NamedPort, RuleId
-from services.policy.compile import Answer, Compiled, compile_direction
-from services.policy.conflicts import conflict
-from services.policy.evaluate import word_of
-from services.policy.explain import Asked, Reason, explain
 from services.policy.model import Policy
-from services.policy.peers import contains
 from services.policy.prefixes import Network
+from services.policy.questions import Questions, outside, reserved_named
 from services.policy.resolve import Resolver, ResolverSettings, rule_count
 from services.policy.tree import Malformed, documents, plain
 from services.runtime.errors import Invalid, NotFound
@@ -64,46 +59,24 @@ def read_endpoints(text: bytes, source: str) -> Endpoints:
         raise Invalid(f"{source} is no list of endpoints: {fault}") from fault
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Ports:
-    """What is asked for at the destination."""
-
-    proto: int
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> Ports:
-        """`8080`, `8080/TCP`, `53/UDP`, `8/ICMP`."""
-        number, _, word = text.partition("/")
-        known = {name.lower(): proto for name, proto in PROTOCOLS.items()}
-        proto = known.get(word.lower() or "tcp")
-        if proto is None or not number.isdigit() or int(number) > 65535:
-            raise Invalid(f"port {text!r} is not written like 8080/TCP, 53/UDP or 8/ICMP")
-        return cls(proto, int(number))
-
-    def __str__(self) -> str:
-        names = {proto: name for name, proto in PROTOCOLS.items()}
-        return f"{self.port}/{names[self.proto]}"
-
-
 class Stage:
     """Raises Invalid where two endpoints share a name."""
 
+    host_let_in = False  # its resolver says so itself
+
     def __init__(self, given: Endpoints, policies: Iterable[Policy]) -> None:
         self._given = given
-        self._resolver = Resolver(ResolverSettings(cluster=_CLUSTER))
+        self.resolver = Resolver(ResolverSettings(cluster=_CLUSTER))
+        self.questions = Questions(self)
         self._numbers: dict[str, NumericIdentity] = {}
         self._endpoints: dict[NumericIdentity, Endpoint] = {}
         self._names: dict[NumericIdentity, Mapping[NamedPort, int]] = {}
-        self._conflicts: dict[NumericIdentity, str] = {}
-        self._compiled: dict[tuple[NumericIdentity, Direction], Compiled | None] = {}
-        self._answers: dict[tuple[NumericIdentity, Direction], dict[int, Answer]] = {}
         for endpoint in given.endpoints:
             self._enter(endpoint)
         base = int(FIRST_CLAUSE_RULE)
         self._policies = tuple(policies)
         for policy in self._policies:
-            self._resolver.set_policy(policy, RuleId(base))
+            self.resolver.set_policy(policy, RuleId(base))
             base += rule_count(policy)
         self._egress_names = _united(self._names.values())
 
@@ -116,8 +89,8 @@ class Stage:
         self._endpoints[number] = endpoint
         try:
             self._names[number] = port_names(endpoint.named_ports)
-            self._resolver.set_identities({number: self._labels(endpoint)})
-            self._resolver.set_addresses(number, endpoint.addresses)
+            self.resolver.set_identities({number: self._labels(endpoint)})
+            self.resolver.set_addresses(number, endpoint.addresses)
         except ValueError as fault:
             raise Invalid(f"endpoint {name}: {fault}") from fault
 
@@ -139,11 +112,9 @@ class Stage:
 
     def identity(self, text: str) -> NumericIdentity:
         """`namespace/name`, a reserved name such as world or host, or an address."""
-        if text in self._numbers:
-            return self._numbers[text]
-        for number, labels in reserved_labels().items():
-            if text in {label.key for label in labels if len(labels) == 1}:
-                return number
+        known = self._numbers.get(text) or reserved_named(text)
+        if known is not None:
+            return known
         try:
             return self._at(ipaddress.ip_network(text))
         except ValueError as fault:
@@ -155,75 +126,23 @@ class Stage:
         for number, endpoint in self._endpoints.items():
             if any(ipaddress.ip_network(one) == network for one in endpoint.addresses):
                 return number
-        best = (-1, WORLD)
-        for text, number in self._resolver.prefixes().items():
-            known = ipaddress.ip_network(text)
-            if contains(known, network):
-                best = max(best, (known.prefixlen, number))
-        return best[1]
+        return outside(self.resolver, network)
 
-    def explain(self, source: str, target: str, ports: Ports) -> tuple[Reason, ...]:
-        """Egress of the source, ingress of the target; an end that is no endpoint says nothing."""
-        return tuple(
-            explain(self._resolver, asked, self._names_at(asked.subject, asked.direction))
-            for asked in self._ends(self.identity(source), self.identity(target), ports)
-        )
+    def is_endpoint(self, number: NumericIdentity) -> bool:
+        return number in self._endpoints
 
-    def verdict(self, source: str, target: str, ports: Ports) -> str:
-        """allow, deny, redirect or auth:<mode> of the connection, both ends together."""
-        ends = self._ends(self.identity(source), self.identity(target), ports)
-        words = [self._word(asked) for asked in ends]
-        for word in ("deny", *sorted(w for w in words if w.startswith("auth:")), "redirect"):
-            if word in words:
-                return word
-        return "allow"
+    def port_names(self, number: NumericIdentity, direction: Direction) -> Mapping[NamedPort, int]:
+        return self._names[number] if direction is Direction.INGRESS else self._egress_names
 
     def findings(self) -> Iterator[str]:
         """What is legal but surely a mistake: policies for nobody, and conflicts of endpoints."""
         for policy in self._policies:
-            if not self._resolver.selected_by(policy.ref) and not policy.rules[0].on_nodes:
+            if not self.resolver.selected_by(policy.ref) and not policy.rules[0].on_nodes:
                 yield f"{policy.ref} selects no endpoint"
         for name, number in self._numbers.items():
-            fault = conflict(self._resolver.local_policy(number))
+            fault = self.questions.conflict(number)
             if fault:
                 yield f"endpoint {name}: {fault}"
-
-    def _ends(
-        self, source: NumericIdentity, target: NumericIdentity, ports: Ports
-    ) -> Iterator[Asked]:
-        if source in self._endpoints:
-            yield Asked(Direction.EGRESS, source, target, ports.proto, ports.port)
-        if target in self._endpoints:
-            yield Asked(Direction.INGRESS, target, source, ports.proto, ports.port)
-
-    def _names_at(self, subject: NumericIdentity, direction: Direction) -> Mapping[NamedPort, int]:
-        return self._names[subject] if direction is Direction.INGRESS else self._egress_names
-
-    def _word(self, asked: Asked) -> str:
-        at = (asked.subject, asked.direction)
-        if at not in self._compiled:
-            self._compile(*at)
-        compiled = self._compiled[at]
-        if self._conflicts[asked.subject]:
-            return "deny"
-        if compiled is None:
-            return "allow"
-        answer = self._answers[at].get(asked.peer, compiled.default)
-        return word_of(answer.lookup(asked.proto, asked.port))
-
-    def _compile(self, subject: NumericIdentity, direction: Direction) -> None:
-        local = self._resolver.local_policy(subject)
-        self._conflicts[subject] = conflict(local)
-        compiled = compile_direction(local, direction, self._names_at(subject, direction))
-        self._compiled[subject, direction] = compiled
-        parts = (
-            {}
-            if compiled is None
-            else compiled.partition(lambda group: self._resolver.group(group).members)
-        )
-        self._answers[subject, direction] = {
-            peer: answer for answer, held in parts.items() for peer in held
-        }
 
 
 def _united(held: Iterable[Mapping[NamedPort, int]]) -> dict[NamedPort, int]:

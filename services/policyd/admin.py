@@ -53,7 +53,7 @@ class PolicyAdmin(policy_pb2_grpc.PolicyAdminServicer):
         # A thread costs more than a document, and a file of them would hold up every stream.
         large = len(request.manifests) > _LARGE_BYTES
         parsed = await asyncio.to_thread(_parse, request) if large else _parse(request)
-        problems = [_problem_to_wire(problem) for problem in parsed.problems]
+        problems = [problem_to_wire(problem) for problem in parsed.problems]
         if parsed.refused:
             return policy_pb2.ApplyResponse(problems=problems)
         if request.dry_run:
@@ -194,7 +194,7 @@ def _state_of(good: Stored | None, broken: Broken | None) -> str:
     return f"broken: {broken.reason}; its version of revision {good.revision} stays in force"
 
 
-def _problem_to_wire(problem: Problem) -> policy_pb2.PolicyProblem:
+def problem_to_wire(problem: Problem) -> policy_pb2.PolicyProblem:
     return policy_pb2.PolicyProblem(
         ref=None if problem.ref is None else ref_to_wire(problem.ref),
         severity=problem.severity,

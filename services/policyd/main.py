@@ -1,5 +1,6 @@
 """policyd: accepts, stores, resolves and distributes policy.
 
+    apid --Explain, Diff--> PolicyQuestions (of the State)
     apid --Apply, Delete--> PolicyAdmin --> Policies --> etcd
                               |   ^                       |
                    WaitRealised   | Nodes (acks)          | one watch
@@ -31,6 +32,7 @@ from services.policyd.admin import PolicyAdmin
 from services.policyd.apply import Policies
 from services.policyd.distribute import Distributor
 from services.policyd.nodes import Nodes, Pulse
+from services.policyd.questions import PolicyQuestions
 from services.policyd.records import instance_of
 from services.policyd.state import State
 from services.policyd.streams import PolicyDistribution
@@ -80,10 +82,12 @@ class Policyd:
         self.view = View(self.state, self.distributor, self.nodes, self.pulse, clock)
         self.streams = PolicyDistribution(self.distributor, self.nodes, self.view)
         policies = Policies(store, self.state, clock)
+        self.questions = PolicyQuestions(self.state)
         self.admin = PolicyAdmin(policies, self.state, self.view, self.nodes, self.pulse)
 
     def register(self, server: grpc.aio.Server) -> None:
         self.admin.register(server)
+        self.questions.register(server)
         self.streams.register(server)
 
     def checks(self) -> Mapping[str, str]:

@@ -80,12 +80,16 @@ def ref_from_wire(message: policy_pb2.PolicyRef) -> PolicyRef:
 
 def clause_to_wire(clause: Clause) -> policy_pb2.Clause:
     return policy_pb2.Clause(
-        direction=_DIRECTION_TO_WIRE[clause.direction],
+        direction=direction_to_wire(clause.direction),
         groups=clause.groups,
         ports=[policy_pb2.PortRange(proto=p.proto, lo=p.lo, hi=p.hi) for p in clause.ports],
         action=_ACTION_TO_WIRE[clause.action],
         rule_id=clause.rule_id,
     )
+
+
+def direction_to_wire(direction: Direction) -> policy_pb2.Direction.ValueType:
+    return _DIRECTION_TO_WIRE[direction]
 
 
 def clause_from_wire(message: policy_pb2.Clause) -> Clause:

@@ -23,7 +23,7 @@ class Policies:
     async def apply(self, request: policy_pb2.ApplyRequest) -> model.Applied:
         answer = await call(self._stub.Apply, request, deadline_s=APPLY_DEADLINE_S)
         return model.Applied(
-            answer.revision, _applied(answer.policies), tuple(map(_problem, answer.problems))
+            answer.revision, _applied(answer.policies), tuple(map(problem_of, answer.problems))
         )
 
     async def delete(self, refs: Iterable[model.Ref], author: str) -> model.Deleted:
@@ -36,7 +36,7 @@ class Policies:
         )
         answer = await call(self._stub.Delete, request, deadline_s=RPC_DEADLINE_S)
         return model.Deleted(
-            answer.revision, _applied(answer.policies), tuple(map(_ref, answer.not_found))
+            answer.revision, _applied(answer.policies), tuple(map(ref_of, answer.not_found))
         )
 
     async def list(
@@ -48,7 +48,7 @@ class Policies:
         return tuple(map(_stored, answer.policies)), answer.revision
 
 
-def _ref(message: policy_pb2.PolicyRef) -> model.Ref:
+def ref_of(message: policy_pb2.PolicyRef) -> model.Ref:
     return model.Ref(message.kind, message.name, message.namespace)
 
 
@@ -58,7 +58,7 @@ def _applied(messages: Sequence[policy_pb2.AppliedPolicy]) -> tuple[model.Applie
     )
 
 
-def _problem(message: policy_pb2.PolicyProblem) -> model.PolicyProblem:
+def problem_of(message: policy_pb2.PolicyProblem) -> model.PolicyProblem:
     return model.PolicyProblem(
         severity=message.severity,
         message=message.message,
@@ -66,7 +66,7 @@ def _problem(message: policy_pb2.PolicyProblem) -> model.PolicyProblem:
         line=message.line,
         column=message.column,
         path=message.path,
-        policy=_ref(message.ref) if message.HasField("ref") else None,
+        policy=ref_of(message.ref) if message.HasField("ref") else None,
     )
 
 

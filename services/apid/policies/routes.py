@@ -67,7 +67,7 @@ class PolicyHandlers:
             )
         )
         if any(problem.severity == "error" for problem in applied.problems):
-            raise _refusal(applied)
+            raise refusal(applied.problems, "nothing was applied")
         return applied
 
     async def list_policies(self, call: Call[PolicyQuery]) -> model.StoredPolicies:
@@ -119,14 +119,14 @@ def _key(policy: model.StoredPolicy) -> tuple[str, ...]:
     return (policy.kind, policy.namespace, policy.name)
 
 
-def _refusal(applied: model.Applied) -> Refusal:
-    errors = [problem for problem in applied.problems if problem.severity == "error"]
+def refusal(problems: tuple[model.PolicyProblem, ...], what: str) -> Refusal:
+    errors = [problem for problem in problems if problem.severity == "error"]
     first, more = errors[0], len(errors) - 1
     where = f"{first.source}:{first.line}:{first.column}: " if first.line else ""
     others = f" (and {more} more)" if more else ""
-    detail = f"nothing was applied: {where}{first.message}{others}"
+    detail = f"{what}: {where}{first.message}{others}"
     status = HTTPStatus.UNPROCESSABLE_ENTITY
-    body = model.Refused(INVALID.type, INVALID.title, status, detail, applied.problems)
+    body = model.Refused(INVALID.type, INVALID.title, status, detail, problems)
     return Refusal(INVALID, detail, body=body)
 
 

@@ -17,8 +17,9 @@ from services.policy.diff import Connection, difference
 from services.policy.explain import Asked, answer_of, explain, without
 from services.policy.features import Features
 from services.policy.parse import parse
+from services.policy.questions import Ports
 from services.policy.resolve import Resolver, ResolverSettings, rule_count
-from services.policy.stage import Ports, Stage, read_endpoints
+from services.policy.stage import Stage, read_endpoints
 from services.runtime.errors import Invalid, NotFound
 
 ENDPOINTS = b"""
@@ -58,24 +59,24 @@ def stage(*texts):
 
 
 def test_the_deciding_clause_is_named_with_its_line():
-    egress, ingress = stage(POLICY).explain("shop/front", "shop/web", Ports(6, 8080))
+    egress, ingress = stage(POLICY).questions.explain("shop/front", "shop/web", Ports(6, 8080))
     assert egress.words == "open: nothing restricts it"
     assert ingress.passes
     assert ingress.words == ("allowed by CiliumNetworkPolicy shop/web rule 0 ingress[0] line 7")
 
 
 def test_an_explicit_deny_is_told_from_default_deny():
-    (denied,) = stage(POLICY).explain("world", "shop/web", Ports(6, 8080))
+    (denied,) = stage(POLICY).questions.explain("world", "shop/web", Ports(6, 8080))
     assert "ingressDeny[0] line 12" in denied.words
     assert not denied.misses
-    _, default = stage(POLICY).explain("shop/db", "shop/web", Ports(6, 8080))
+    _, default = stage(POLICY).questions.explain("shop/db", "shop/web", Ports(6, 8080))
     assert default.words == "default deny: selected by CiliumNetworkPolicy shop/web"
 
 
 def test_a_near_miss_names_the_port_or_the_label():
-    _, by_port = stage(POLICY).explain("shop/front", "shop/web", Ports(6, 8081))
+    _, by_port = stage(POLICY).questions.explain("shop/front", "shop/web", Ports(6, 8081))
     assert by_port.misses[0].lacks == "TCP port 8080 is allowed, you asked TCP port 8081"
-    _, by_label = stage(POLICY).explain("shop/db", "shop/web", Ports(6, 8080))
+    _, by_label = stage(POLICY).questions.explain("shop/db", "shop/web", Ports(6, 8080))
     assert by_label.misses[0].lacks == "label app=front is missing"
     assert str(by_label.misses[0].source).endswith("ingress[0] line 7")
 
@@ -96,7 +97,7 @@ def test_a_difference_lists_what_is_newly_denied_and_newly_allowed():
         for source in ("shop/front", "shop/db", "world")
         for port in (8080, 9090)
     ]
-    found = difference(stage(POLICY), stage(wider), asked)
+    found = difference(stage(POLICY).questions, stage(wider).questions, asked)
     assert [change.connection.source for change in found.denied] == ["shop/front"]
     assert [change.connection.source for change in found.allowed] == ["shop/db"]
     assert found.unchanged == 4

@@ -47,7 +47,7 @@ def test_explain_prints_both_ends_and_the_nearest_miss(run):
     asked = ["explain", "shop/db", "shop/web", "8080", "-f", "web.yaml"]
     found = run(*asked, "--endpoints", "endpoints.yaml")
     assert found.exit_code == 0, found.output
-    assert "shop/db -> shop/web 8080: deny" in found.stdout
+    assert "shop/db -> shop/web 8080/TCP: deny" in found.stdout
     assert "default deny: selected by CiliumNetworkPolicy shop/web" in found.stdout
     assert "label app=front is missing" in found.stdout
     body = json.loads(run(*asked, "--endpoints", "endpoints.yaml", "-o", "json").stdout)
