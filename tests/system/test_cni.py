@@ -39,9 +39,8 @@ spec:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    hasty = {"gc_grace_s": 1, "quarantine_s": 2, "session_ttl_s": 5}
     labels = {"labels_dir": str(tmp_path_factory.mktemp("labels"))}
-    made = Stack.start("cni", {"identityd": hasty, "agent": labels})
+    made = Stack.start("cni", {"agent": labels})
     yield made
     made.stop()
 

@@ -52,7 +52,7 @@ TCP = socket.IPPROTO_TCP
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    hasty = {"gc_grace_s": 1, "quarantine_s": 2, "session_ttl_s": 5}
+    hasty = {"gc_grace_s": 1, "quarantine_s": 2, "pressed_quarantine_s": 1, "session_ttl_s": 5}
     made = Stack.start("walk", {"identityd": hasty, "ipamd": {"release_cooldown_s": 1}})
     yield made
     made.stop()
