@@ -28,6 +28,8 @@ _STYLES: Mapping[str, str] = {
     "ready": "green",
     "connected": "green",
     "enforced": "green",
+    "realised": "green",
+    "failed": "bold red",
     "WRONG": "bold red",
     "accepted,": "yellow",
 }

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli import evaluate, paper, questions
+from services.cli import evaluate, paper, questions, revisions
 from services.cli.options import DEFAULT_SERVER, Namespace, Output, Server, examples
 from services.cli.output import Format, note, say, write_json, write_table
 
@@ -207,5 +207,5 @@ def validate(file: Files, namespace: Namespace = "default", output: Output = For
 
 
 app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.eval_cases)
-for _command, _epilog in {**questions.EXAMPLES, **paper.EXAMPLES}.items():
+for _command, _epilog in {**questions.EXAMPLES, **paper.EXAMPLES, **revisions.EXAMPLES}.items():
     app.command(epilog=_epilog)(_command)

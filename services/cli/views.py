@@ -145,3 +145,56 @@ class Realised(Struct, frozen=True):
     done: bool
     revision: int = 0
     nodes: tuple[NodeState, ...] = ()
+
+
+class OnNode(Struct, frozen=True):
+    node: str
+    stage: str
+    connected: bool = False
+    realised: int = 0
+    reason: str = ""
+    identities: int = 0
+
+    def row(self) -> tuple[str, ...]:
+        return (self.node, self.stage, str(self.realised), str(self.identities), self.reason or "-")
+
+
+class PolicyStatus(PolicyName, frozen=True):
+    revision: int = 0
+    author: str = ""
+    applied_at: str = ""
+    state: str = ""
+    selects: int = 0
+    realised: int = 0
+    nodes: tuple[OnNode, ...] = ()
+
+    @property
+    def done(self) -> bool:
+        return self.realised == len(self.nodes)
+
+    def line(self) -> str:
+        by = f" by {self.author}" if self.author else ""
+        return (
+            f"{self}: revision {self.revision}{by}, {self.state}; selects {self.selects} identities"
+            f", realised on {self.realised} of the {len(self.nodes)} nodes that have some"
+        )
+
+
+class PolicyChange(PolicyName, frozen=True):
+    revision: int = 0
+    action: str = ""
+    author: str = ""
+    changed_at: str = ""
+    manifest: str = ""
+    diff: str = ""
+
+    def row(self) -> tuple[str, ...]:
+        lines = self.diff.splitlines()[2:]
+        added = sum(line.startswith("+") for line in lines)
+        removed = sum(line.startswith("-") for line in lines)
+        who, changed = self.author or "-", f"+{added} -{removed}"
+        return (str(self.revision), self.changed_at, who, self.action, changed, str(self))
+
+
+class PolicyHistory(Struct, frozen=True):
+    changes: tuple[PolicyChange, ...]

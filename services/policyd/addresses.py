@@ -72,6 +72,16 @@ class Addresses:
     def nodes(self) -> frozenset[str]:
         return frozenset(self._node_ips)
 
+    def nodes_of(
+        self, identities: Iterable[NumericIdentity]
+    ) -> Mapping[str, frozenset[NumericIdentity]]:
+        """The nodes that announce endpoints of them, each with those it has."""
+        found: defaultdict[str, set[NumericIdentity]] = defaultdict(set)
+        for identity in identities:
+            for host in {self._announced[ip].host_ip for ip in self._by_identity.get(identity, ())}:
+                found[self._node_at(host) or host].add(identity)
+        return {node: frozenset(here) for node, here in found.items()}
+
     def announce(self, ip: str, announcement: Announcement) -> None:
         self.withdraw(ip)
         self._announced[ip] = announcement

@@ -1,4 +1,4 @@
-"""PolicyAdmin over gRPC: apply, delete, list, wait until realised, status.
+"""PolicyAdmin over gRPC: apply, delete, list, wait until realised, status, history, rollback.
 
 Writes go to the store (apply.py), answers about what is in force come from the view. A write is
 answered once the view here has seen it, so that a List that follows shows it.
@@ -7,7 +7,7 @@ answered once the view here has seen it, so that a List that follows shows it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Set
+from collections.abc import AsyncIterator, Iterable, Set
 from typing import Final, TypeAlias
 
 import grpc
@@ -16,18 +16,25 @@ from tessera_wire.policy.v1 import policy_pb2, policy_pb2_grpc
 
 from services.policy.clauses import PolicyRef
 from services.policy.parse import Parsed, Problem, parse
+from services.policyd import history, records
 from services.policyd.apply import Applied, Outcome, Policies
 from services.policyd.nodes import Nodes, NodeState, Pulse
+from services.policyd.realisation import realisation
 from services.policyd.records import Broken, Stored, alone, whole
 from services.policyd.state import State
 from services.policyd.view import View
+from services.runtime.clock import Clock
+from services.runtime.errors import Invalid, NotFound
 from services.runtime.log import logger
+from services.store.model import Store
 from services.wire.convert import ref_from_wire, ref_to_wire
 
 log = logger(__name__)
 
 # Some 40 documents, 20 ms.
 _LARGE_BYTES: Final = 16_384
+# How often a watched status is told anew at most.
+_STATUS_PAUSE_S: Final = 0.1
 # A view that lags longer than this has trouble of its own; the write itself is done.
 _SEEN_S: Final = 2.0
 
@@ -36,8 +43,17 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[object, object]"
 
 class PolicyAdmin(policy_pb2_grpc.PolicyAdminServicer):
     def __init__(
-        self, policies: Policies, state: State, view: View, nodes: Nodes, pulse: Pulse
+        self,
+        store: Store,
+        policies: Policies,
+        state: State,
+        view: View,
+        nodes: Nodes,
+        pulse: Pulse,
+        clock: Clock,
     ) -> None:
+        self._store = store
+        self._clock = clock
         self._policies = policies
         self._state = state
         self._view = view
@@ -122,6 +138,73 @@ class PolicyAdmin(policy_pb2_grpc.PolicyAdminServicer):
             nodes=self._nodes_to_wire(state.revision),
         )
 
+    async def PolicyStatus(
+        self, request: policy_pb2.PolicyRef, context: _Context
+    ) -> policy_pb2.PolicyStatusResponse:
+        return self._realisation_to_wire(ref_from_wire(request))
+
+    async def WatchPolicyStatus(
+        self, request: policy_pb2.PolicyRef, context: _Context
+    ) -> AsyncIterator[policy_pb2.PolicyStatusResponse]:
+        ref = ref_from_wire(request)
+        told = self._realisation_to_wire(ref)
+        yield told
+        while self._is_stored(ref):
+            await self._pulse.wait()
+            if self._is_stored(ref) and (now := self._realisation_to_wire(ref)) != told:
+                told = now
+                yield now
+                await self._clock.sleep(_STATUS_PAUSE_S)
+
+    async def History(
+        self, request: policy_pb2.HistoryRequest, context: _Context
+    ) -> policy_pb2.HistoryResponse:
+        found = await history.read(self._store, _history_prefix(request.ref))
+        changes = [change for each in found.values() for change in history.with_diffs(each)]
+        wanted = [change for change in changes if _matches(change.ref, request.ref)]
+        wanted.sort(key=lambda change: change.revision, reverse=True)
+        shown = wanted[: request.limit or None]
+        return policy_pb2.HistoryResponse(changes=map(_change_to_wire, shown))
+
+    async def Rollback(
+        self, request: policy_pb2.RollbackRequest, context: _Context
+    ) -> policy_pb2.ApplyResponse:
+        """Invalid: what it was is not known any more, or would be refused today."""
+        back = await self._way_back(request)
+        parsed = [records.parse_stored(ref, manifest) for ref, manifest in back.manifests]
+        refused = next((one for one in parsed if one.refused), None)
+        if refused is not None:
+            first = next(p for p in refused.problems if p.severity == "error")
+            raise Invalid(f"{first.ref} of then is refused today: {first.message}")
+        policies = [policy for one in parsed for policy in one.policies]
+        if request.dry_run:
+            outcome = await self._policies.preview(policies, back.gone)
+        else:
+            outcome = await self._policies.apply(policies, request.author, back.gone)
+            await self._seen(outcome)
+        return policy_pb2.ApplyResponse(
+            revision=outcome.revision, policies=_applied_to_wire(outcome.applied)
+        )
+
+    async def _way_back(self, request: policy_pb2.RollbackRequest) -> history.Return:
+        if request.revision > self._state.revision:
+            raise Invalid(
+                f"revision {request.revision} is in the future; it is {self._state.revision} now"
+            )
+        changes = await history.read(self._store, _history_prefix(request.ref))
+        now = {ref: one.revision_and_manifest for ref, one in self._state.policies.items()}
+        now |= {ref: one.revision_and_manifest for ref, one in self._state.broken.items()}
+        if request.ref.name:
+            ref = ref_from_wire(request.ref)
+            if ref not in changes and ref not in now:
+                raise NotFound(f"policy {ref} does not exist and has no history")
+            changes = {ref: changes.get(ref, [])}
+            now = {ref: now[ref]} if ref in now else {}
+        return history.back_to(request.revision, changes, now)
+
+    def _is_stored(self, ref: PolicyRef) -> bool:
+        return ref in self._state.policies or ref in self._state.broken
+
     # ------------------------------------------------------------------ waiting
 
     async def _seen(self, outcome: Outcome) -> None:
@@ -165,6 +248,29 @@ class PolicyAdmin(policy_pb2_grpc.PolicyAdminServicer):
             selects=len(self._state.resolver.selected_by(ref)),
         )
 
+    def _realisation_to_wire(self, ref: PolicyRef) -> policy_pb2.PolicyStatusResponse:
+        found = realisation(self._state, self._nodes, ref)
+        stored = self._stored_to_wire(ref)
+        return policy_pb2.PolicyStatusResponse(
+            ref=stored.ref,
+            revision=found.revision,
+            author=stored.author,
+            applied_at=stored.applied_at,
+            state=stored.state,
+            selects=found.selects,
+            nodes=[
+                policy_pb2.PolicyOnNode(
+                    node=one.node,
+                    stage=one.stage,
+                    connected=one.connected,
+                    realised=one.realised,
+                    reason=one.reason,
+                    identities=one.identities,
+                )
+                for one in found.nodes
+            ],
+        )
+
     def _nodes_to_wire(self, revision: int) -> list[policy_pb2.NodeState]:
         states = self._nodes.states(self._state.addresses.nodes, revision)
         seen = self._state.revision
@@ -178,7 +284,23 @@ def _parse(request: policy_pb2.ApplyRequest) -> Parsed:
     )
 
 
-def _matches(ref: PolicyRef, request: policy_pb2.ListRequest) -> bool:
+def _history_prefix(ref: policy_pb2.PolicyRef) -> str:
+    return history.history_of(ref_from_wire(ref)) if ref.name else history.HISTORY_PREFIX
+
+
+def _change_to_wire(change: history.Change) -> policy_pb2.PolicyChange:
+    return policy_pb2.PolicyChange(
+        ref=ref_to_wire(change.ref),
+        revision=change.revision,
+        action=change.record.action,
+        author=change.record.author,
+        changed_at=change.record.changed_at,
+        manifest=change.record.manifest.encode(),
+        diff=change.diff,
+    )
+
+
+def _matches(ref: PolicyRef, request: policy_pb2.ListRequest | policy_pb2.PolicyRef) -> bool:
     return (
         request.kind in ("", ref.kind)
         and request.namespace in ("", ref.namespace)

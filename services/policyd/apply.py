@@ -3,15 +3,16 @@
     manifests --parse--> policies --+
     stored records, next_rule ------+--> plan --> Plan --> one transaction, or read and plan again
 
-All of a request or none of it. Unchanged documents are not written and keep their rule ids. What is
-stored is taken from what the watch has shown: the transaction fails where that is out of date. An
-answer that writes nothing is checked by nothing, so it is given by what the store itself says.
+All of a request or none of it, with its record in the history. Unchanged documents are not written
+and keep their rule ids. What is stored is taken from what the watch has shown: the transaction
+fails where that is out of date. An answer that writes nothing is checked by nothing, so it is given
+by what the store itself says.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Protocol
@@ -19,7 +20,7 @@ from typing import Final, Protocol
 from services.policy.clauses import PolicyRef, RuleId
 from services.policy.parse import ParsedPolicy
 from services.policy.resolve import rule_count
-from services.policyd import records
+from services.policyd import history, records
 from services.policyd.records import NEXT_RULE_KEY, Held, Old, PolicyRecord, object_key
 from services.runtime.clock import Clock
 from services.runtime.errors import Conflict, Exhausted, Invalid
@@ -28,15 +29,13 @@ from services.runtime.tracing import current_traceparent, span
 from services.store.model import (
     Delete,
     Operation,
-    OperationResult,
     Put,
     Range,
     RangeResult,
     Revision,
     Store,
-    TxnResult,
 )
-from services.store.txn import MAX_REQUEST_BYTES, bulk_txn, mod_is
+from services.store.txn import MAX_REQUEST_BYTES, bulk_txn, mod_is, results_of
 
 log = logger(__name__)
 
@@ -81,17 +80,24 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
+    """`puts`, `deletes`: keys. `written`: what the history is told."""
+
     puts: Mapping[str, bytes]
+    deletes: tuple[str, ...]
+    written: Mapping[PolicyRef, history.Record]
     applied: tuple[Applied, ...]
     next_rule: RuleId
     unchanged_at: int
     """The newest revision among the documents that are not written."""
 
 
-def plan(policies: Sequence[ParsedPolicy], held: Held, origin: Origin) -> Plan:
-    """Raises `Exhausted` when the rule ids are used up."""
+def plan(
+    policies: Sequence[ParsedPolicy], held: Held, origin: Origin, gone: Sequence[PolicyRef] = ()
+) -> Plan:
+    """`gone`: to be deleted. Raises `Exhausted` when the rule ids are used up."""
     rule = records.next_rule(held.counter)
     puts: dict[str, bytes] = {}
+    written: dict[PolicyRef, history.Record] = {}
     applied = []
     unchanged_at = 0
     for parsed in policies:
@@ -110,12 +116,20 @@ def plan(policies: Sequence[ParsedPolicy], held: Held, origin: Origin) -> Plan:
             applied_at=origin.applied_at,
             traceparent=origin.traceparent,
         )
+        action = "created" if old is None else "configured"
         puts[object_key(ref)] = records.encode(record)
-        applied.append(Applied(ref, "created" if old is None else "configured"))
+        written[ref] = history.Record(
+            action, parsed.manifest_text, origin.author, origin.applied_at
+        )
+        applied.append(Applied(ref, action))
         rule = RuleId(rule + count)
     if rule > _LAST_RULE:
         raise Exhausted(f"rule ids end at {_LAST_RULE}, and {rule} would be needed")
-    return Plan(puts, tuple(applied), rule, unchanged_at)
+    deleted = [ref for ref in gone if ref in held.policies]
+    for ref in deleted:
+        written[ref] = history.Record("deleted", "", origin.author, origin.applied_at)
+        applied.append(Applied(ref, "deleted"))
+    return Plan(puts, tuple(map(object_key, deleted)), written, tuple(applied), rule, unchanged_at)
 
 
 def _unchanged(old: Old, parsed: ParsedPolicy) -> bool:
@@ -131,81 +145,73 @@ class Policies:
         self._watched = watched
         self._clock = clock
 
-    async def preview(self, policies: Sequence[ParsedPolicy]) -> Outcome:
-        held = await self._read([parsed.policy.ref for parsed in policies])
-        return Outcome(0, plan(policies, held, Origin("", "", "")).applied)
+    async def preview(
+        self, policies: Sequence[ParsedPolicy], gone: Sequence[PolicyRef] = ()
+    ) -> Outcome:
+        held = await self._read([*(parsed.policy.ref for parsed in policies), *gone])
+        return Outcome(0, plan(policies, held, Origin("", "", ""), gone).applied)
 
-    async def apply(self, policies: Sequence[ParsedPolicy], author: str) -> Outcome:
+    async def apply(
+        self, policies: Sequence[ParsedPolicy], author: str, gone: Sequence[PolicyRef] = ()
+    ) -> Outcome:
+        """All of `policies`, and none of `gone`."""
         with span("policyd.apply", policies=len(policies)):
-            now = datetime.fromtimestamp(self._clock.now_s(), UTC)
-            applied_at = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            origin = Origin(author, applied_at, current_traceparent())
-            refs = [parsed.policy.ref for parsed in policies]
-            held = self._watched.held(refs)
-            planned = plan(policies, held, origin)
-            for attempt in range(ATTEMPTS):
-                if attempt or not planned.puts:
-                    held = await self._read(refs)
-                    planned = plan(policies, held, origin)
-                if not planned.puts:
-                    return Outcome(planned.unchanged_at, planned.applied)
-                _refuse_too_large(planned)
-                writes = [Put(key, value) for key, value in planned.puts.items()]
-                revision = await self._write(held, writes, planned.next_rule)
-                if revision is not None:
-                    _log_soon(planned.applied, author, revision)
-                    return Outcome(revision, planned.applied)
-        raise _too_many_writers()
+            return await self._change(policies, tuple(dict.fromkeys(gone)), author)
 
     async def delete(self, refs: Sequence[PolicyRef], author: str) -> Outcome:
-        wanted = tuple(dict.fromkeys(refs))
-        held = self._watched.held(wanted)
+        return await self._change((), tuple(dict.fromkeys(refs)), author)
+
+    async def _change(
+        self, policies: Sequence[ParsedPolicy], gone: tuple[PolicyRef, ...], author: str
+    ) -> Outcome:
+        now = datetime.fromtimestamp(self._clock.now_s(), UTC)
+        changed_at = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        origin = Origin(author, changed_at, current_traceparent())
+        refs = [*(parsed.policy.ref for parsed in policies), *gone]
+        held = self._watched.held(refs)
+        planned = plan(policies, held, origin, gone)
         for attempt in range(ATTEMPTS):
-            if attempt or not held.policies:
-                held = await self._read(wanted)
-            found = [ref for ref in wanted if ref in held.policies]
-            not_found = tuple(ref for ref in wanted if ref not in held.policies)
-            if not found:
-                return Outcome(0, (), not_found)
-            writes = [Delete(object_key(ref)) for ref in found]
-            revision = await self._write(held, writes, records.next_rule(held.counter))
+            if attempt or not planned.written:
+                held = await self._read(refs)
+                planned = plan(policies, held, origin, gone)
+            not_found = tuple(ref for ref in gone if ref not in held.policies)
+            if not planned.written:
+                return Outcome(planned.unchanged_at, planned.applied, not_found)
+            revision = await self._write(held, planned)
             if revision is not None:
-                applied = tuple(Applied(ref, "deleted") for ref in found)
-                _log_soon(applied, author, revision)
-                return Outcome(revision, applied, not_found)
+                _log_soon(planned.applied, author, revision)
+                await history.trim(self._store, planned.written)
+                return Outcome(revision, planned.applied, not_found)
         raise _too_many_writers()
 
     async def _read(self, refs: Sequence[PolicyRef]) -> Held:
         """All of it at one revision."""
         keys = [NEXT_RULE_KEY, *map(object_key, refs)]
         result = await self._store.txn(bulk_txn((), [Range(key) for key in keys]))
-        found = {kv.key: kv for range_ in _ranges(result.results) for kv in range_.items}
+        ranges = (one for one in results_of(result) if isinstance(one, RangeResult))
+        found = {kv.key: kv for range_ in ranges for kv in range_.items}
         held = {ref: records.old(found[key]) for ref in refs if (key := object_key(ref)) in found}
         return Held(held, found.get(NEXT_RULE_KEY))
 
-    async def _write(
-        self, held: Held, writes: Sequence[Operation], next_rule: RuleId
-    ) -> Revision | None:
+    async def _write(self, held: Held, planned: Plan) -> Revision | None:
         """None: somebody else wrote a policy in between."""
         counter = Revision(0) if held.counter is None else held.counter.mod_revision
-        operations = [*writes, Put(NEXT_RULE_KEY, str(next_rule).encode())]
+        puts = dict(planned.puts)
+        for ref, record in planned.written.items():
+            puts[history.history_key(ref, counter)] = history.encode(record)
+        _refuse_too_large(puts, len(planned.written))
+        operations: list[Operation] = [Put(key, value) for key, value in puts.items()]
+        operations += map(Delete, planned.deletes)
+        operations.append(Put(NEXT_RULE_KEY, str(planned.next_rule).encode()))
         result = await self._store.txn(bulk_txn([mod_is(NEXT_RULE_KEY, counter)], operations))
         return result.revision if result.succeeded else None
 
 
-def _ranges(results: Iterable[OperationResult]) -> Iterator[RangeResult]:
-    for result in results:
-        if isinstance(result, RangeResult):
-            yield result
-        elif isinstance(result, TxnResult):
-            yield from _ranges(result.results)
-
-
-def _refuse_too_large(planned: Plan) -> None:
-    size = sum(len(key) + len(value) + _OVERHEAD_BYTES for key, value in planned.puts.items())
+def _refuse_too_large(puts: Mapping[str, bytes], policies: int) -> None:
+    size = sum(len(key) + len(value) + _OVERHEAD_BYTES for key, value in puts.items())
     if size > MAX_REQUEST_BYTES:
         raise Invalid(
-            f"{len(planned.puts)} policies of {size} bytes together do not fit into one transaction"
+            f"{policies} policies of {size} bytes together do not fit into one transaction"
             f" of the store ({MAX_REQUEST_BYTES} bytes); apply them in smaller groups"
         )
 

@@ -7,8 +7,8 @@
                                   |                       v
     agents <--Update-- streams <--+-- Distributor <-- View (State: Resolver, Addresses)
 
-Everything but the agents' acknowledgements is in etcd; it may run any number of times. It serves
-once the view is complete, so that nobody is ever told half of it.
+Everything is in etcd, what the agents acknowledge included (Replicas); it may run any number of
+times. It serves once the view is complete, so that nobody is ever told half of it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from services.policyd.distribute import Distributor
 from services.policyd.nodes import Nodes, Pulse
 from services.policyd.questions import PolicyQuestions
 from services.policyd.records import instance_of
+from services.policyd.replicas import Replicas
 from services.policyd.state import State
 from services.policyd.streams import PolicyDistribution
 from services.policyd.view import View
@@ -79,11 +80,14 @@ class Policyd:
         self.state.resolver.set_identities(standing_identities(config))
         self.distributor = Distributor(self.state)
         self.nodes = Nodes(self.pulse)
+        self.replicas = Replicas(store, self.nodes, clock)
         self.view = View(self.state, self.distributor, self.nodes, self.pulse, clock)
         self.streams = PolicyDistribution(self.distributor, self.nodes, self.view)
         policies = Policies(store, self.state, clock)
         self.questions = PolicyQuestions(self.state)
-        self.admin = PolicyAdmin(policies, self.state, self.view, self.nodes, self.pulse)
+        self.admin = PolicyAdmin(
+            store, policies, self.state, self.view, self.nodes, self.pulse, clock
+        )
 
     def register(self, server: grpc.aio.Server) -> None:
         self.admin.register(server)
@@ -102,6 +106,8 @@ class Policyd:
             tasks = (
                 group.create_task(self.view.follow(self._store)),
                 group.create_task(self.distributor.pace(self._clock)),
+                group.create_task(self.replicas.follow()),
+                group.create_task(self.replicas.tell()),
             )
             try:
                 await self.view.synced()

@@ -57,6 +57,10 @@ class Stored:
     def rule_base(self) -> RuleId:
         return RuleId(self.record.rule_base)
 
+    @property
+    def revision_and_manifest(self) -> tuple[Revision, str]:
+        return self.revision, self.record.manifest
+
 
 @dataclass(frozen=True, slots=True)
 class Broken:
@@ -66,6 +70,10 @@ class Broken:
     revision: Revision
     reason: str
     manifest: str = ""
+
+    @property
+    def revision_and_manifest(self) -> tuple[Revision, str]:
+        return self.revision, self.manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +132,7 @@ def alone(parsed: Parsed, held: Held) -> list[ParsedPolicy]:
         ParsedPolicy(found.policy, one.manifest_text)
         for one in parsed.policies
         if (old := held.policies.get(one.policy.ref)) is None or old.manifest != one.manifest_text
-        for found in _parse_stored(one.policy.ref, one.manifest_text).policies
+        for found in parse_stored(one.policy.ref, one.manifest_text).policies
     ]
 
 
@@ -140,12 +148,20 @@ async def instance_of(store: Store) -> str:
 
 
 def object_key(ref: PolicyRef) -> str:
-    return f"{OBJECT_PREFIX}{ref.kind}/{ref.namespace or _NO_NAMESPACE}/{ref.name}"
+    return OBJECT_PREFIX + path_of(ref)
+
+
+def path_of(ref: PolicyRef) -> str:
+    return f"{ref.kind}/{ref.namespace or _NO_NAMESPACE}/{ref.name}"
 
 
 def ref_of(key: str) -> PolicyRef | None:
     """None: nobody who goes by `object_key` wrote this key."""
-    parts = key.removeprefix(OBJECT_PREFIX).split("/")
+    return ref_of_path(key.removeprefix(OBJECT_PREFIX))
+
+
+def ref_of_path(path: str) -> PolicyRef | None:
+    parts = path.split("/")
     if len(parts) != 3 or not all(parts):
         return None
     kind, namespace, name = parts
@@ -198,7 +214,7 @@ def next_rule(kv: KeyValue | None) -> RuleId:
 
 
 def _policy(ref: PolicyRef, record: PolicyRecord) -> Policy:
-    parsed = _parse_stored(ref, record.manifest)
+    parsed = parse_stored(ref, record.manifest)
     errors = [problem for problem in parsed.problems if problem.severity == "error"]
     if errors:
         first = errors[0]
@@ -218,5 +234,5 @@ def _checked(policy: Policy, record: PolicyRecord) -> Policy:
     return policy
 
 
-def _parse_stored(ref: PolicyRef, manifest: str) -> Parsed:
+def parse_stored(ref: PolicyRef, manifest: str) -> Parsed:
     return parse(manifest.encode(), str(ref), ref.namespace)

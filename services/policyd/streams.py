@@ -61,7 +61,7 @@ class PolicyDistribution:
         held = held_from_wire(hello.held)
         await self._catch_up(hello.node, held)
         with self._distributor.subscribed(hello.node, identities, held) as subscription:
-            self._nodes.opened(subscription)
+            self._nodes.opened(subscription, hello.stream)
             log.info("agent.subscribed", node=hello.node, count=len(hello.identities))
             try:
                 async with asyncio.TaskGroup() as group:

@@ -6,7 +6,7 @@ counts operations along a path: the widths of a transaction and of those nested 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,11 +15,13 @@ from services.store.model import (
     Compare,
     Delete,
     Operation,
+    OperationResult,
     Put,
     Relation,
     Revision,
     Target,
     Txn,
+    TxnResult,
     prefix_end,
 )
 
@@ -59,6 +61,15 @@ def bulk_txn(compares: Iterable[Compare], operations: Sequence[Operation]) -> Tx
     128 flat, 4,096 in two levels, some 74,000 in three. The request size limit stays."""
     guards = tuple(compares)
     return Txn(compares=guards, success=_nest(tuple(operations), MAX_TXN_OPS))
+
+
+def results_of(result: TxnResult) -> Iterator[OperationResult]:
+    """Of the operations given to `bulk_txn`, in their order."""
+    for one in result.results:
+        if isinstance(one, TxnResult):
+            yield from results_of(one)
+        else:
+            yield one
 
 
 def _nest(operations: tuple[Operation, ...], budget: int) -> tuple[Operation, ...]:

@@ -73,17 +73,18 @@ class PolicyAgent:
 
 @asynccontextmanager
 async def policy_agent(
-    target: str, node: str, *identities: int, acks: bool = True
+    target: str, node: str, *identities: int, acks: bool = True, stream: int = 0
 ) -> AsyncIterator[PolicyAgent]:
     """Connected, the snapshot received."""
     async with channel(target) as dialled, asyncio.TaskGroup() as group:
-        stream = policy_pb2_grpc.PolicyDistributionStub(dialled).Subscribe()
-        await stream.write(AgentMessage(hello=Hello(node=node, identities=identities)))
-        agent = PolicyAgent(stream, acks=acks)
+        opened = policy_pb2_grpc.PolicyDistributionStub(dialled).Subscribe()
+        hello = Hello(node=node, identities=identities, stream=stream)
+        await opened.write(AgentMessage(hello=hello))
+        agent = PolicyAgent(opened, acks=acks)
         reading = group.create_task(agent.read())
         try:
             await agent.until(lambda view: view.updates > 0)
             yield agent
         finally:
-            stream.cancel()
+            opened.cancel()
             reading.cancel()

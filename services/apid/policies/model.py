@@ -74,6 +74,53 @@ class StoredPolicies(Struct, frozen=True):
     next: str = ""
 
 
+class OnNode(Struct, frozen=True):
+    """`stage`: accepted, resolved, sent, realised or failed. `realised`: the revision in the node's
+    kernel. `reason`: why it failed or waits. `identities`: of those selected, how many it has."""
+
+    node: str
+    stage: str
+    connected: bool
+    realised: int
+    reason: str
+    identities: int
+
+
+class PolicyStatus(Struct, frozen=True):
+    """`nodes`: those with endpoints that the policy selects. `realised`: on how many it is."""
+
+    kind: str
+    namespace: str
+    name: str
+    revision: int
+    author: str
+    applied_at: str
+    state: str
+    selects: int
+    realised: int
+    nodes: tuple[OnNode, ...]
+
+
+class PolicyChange(Struct, frozen=True):
+    """`action`: created, configured or deleted. `diff`: unified, against the change before it."""
+
+    kind: str
+    namespace: str
+    name: str
+    revision: int
+    action: str
+    author: str
+    changed_at: str
+    manifest: str
+    diff: str
+
+
+class PolicyHistory(Struct, frozen=True):
+    """Newest first."""
+
+    changes: tuple[PolicyChange, ...]
+
+
 class Refused(Problem, frozen=True):
     """A Problem that also says what is wrong with which document."""
 

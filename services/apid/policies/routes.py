@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from http import HTTPStatus
+from typing import Annotated
 
 import msgspec
 from tessera_wire.policy.v1 import policy_pb2
@@ -11,9 +14,9 @@ from services.apid.backends import Backends
 from services.apid.policies import model
 from services.apid.policies.backend import Policies
 from services.apid.rest import pages
-from services.apid.rest.errors import BAD_BODY, INVALID, Refusal
+from services.apid.rest.errors import BAD_BODY, BAD_QUERY, INVALID, Refusal
 from services.apid.rest.params import Paged
-from services.apid.rest.route import AnyRoute, Body, Call, Nothing, Route
+from services.apid.rest.route import AnyRoute, Body, Call, Event, Nothing, Route, Stream
 from services.policy.clauses import PolicyRef
 from services.policy.parse import parse
 from services.runtime.errors import Conflict, Invalid, NotFound
@@ -47,6 +50,32 @@ class PolicyPath(Nothing, frozen=True):
     author: str = ""
 
 
+class StatusPath(Nothing, frozen=True):
+    kind: str
+    namespace: str
+    name: str
+
+
+class HistoryQuery(Nothing, frozen=True):
+    """`limit`: changes, the newest first."""
+
+    kind: str = ""
+    namespace: str = ""
+    name: str = ""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 500
+
+
+class RollbackQuery(Nothing, frozen=True):
+    """Without `name`: all policies."""
+
+    revision: Annotated[int, msgspec.Meta(ge=1)]
+    kind: str = ""
+    namespace: str = ""
+    name: str = ""
+    author: str = ""
+    dry_run: bool = False
+
+
 _MANIFESTS = (Body("application/yaml"), Body("application/json"))
 _NAMES = (Body("application/yaml"), Body("application/json", model.Refs))
 
@@ -78,7 +107,7 @@ class PolicyHandlers:
 
     async def delete_policy(self, call: Call[PolicyPath]) -> model.Deleted:
         at = call.takes
-        ref = model.Ref(at.kind, at.name, "" if at.namespace == _NO_NAMESPACE else at.namespace)
+        ref = _at(at)
         deleted = await self._policies.delete([ref], at.author)
         if deleted.not_found:
             raise NotFound(
@@ -89,6 +118,30 @@ class PolicyHandlers:
 
     async def delete_policies(self, call: Call[DeleteQuery]) -> model.Deleted:
         return await self._policies.delete(_refs(call.body, call.takes), call.takes.author)
+
+    async def status(self, call: Call[StatusPath]) -> model.PolicyStatus:
+        return await self._policies.status(_at(call.takes))
+
+    async def watch_status(self, call: Call[StatusPath]) -> AsyncGenerator[Event, None]:
+        ref = _at(call.takes)
+        await self._policies.status(ref)
+        return self._statuses(ref)
+
+    async def _statuses(self, ref: model.Ref) -> AsyncGenerator[Event, None]:
+        async with aclosing(self._policies.watch_status(ref)) as statuses:
+            async for status in statuses:
+                yield Event("status", status)
+
+    async def history(self, call: Call[HistoryQuery]) -> model.PolicyHistory:
+        at = call.takes
+        return await self._policies.history(model.Ref(at.kind, at.name, at.namespace), at.limit)
+
+    async def rollback(self, call: Call[RollbackQuery]) -> model.Applied:
+        at = call.takes
+        if bool(at.kind) != bool(at.name):
+            raise Refusal(BAD_QUERY, "give kind and name of one policy, or neither for all")
+        ref = model.Ref(at.kind, at.name, at.namespace)
+        return await self._policies.rollback(ref, at.revision, at.author, dry_run=at.dry_run)
 
 
 def routes(backends: Backends) -> tuple[AnyRoute, ...]:
@@ -112,7 +165,30 @@ def routes(backends: Backends) -> tuple[AnyRoute, ...]:
             "DELETE", "/v1/policies/{kind}/{namespace}/{name}", "Delete one; _ for no namespace",
             on.delete_policy, PolicyPath, model.Deleted, raises=(NotFound, Invalid, Conflict),
         ),
+        Route(
+            "GET", "/v1/policies/{kind}/{namespace}/{name}/status",
+            "How far one policy is, on each node that it concerns",
+            on.status, StatusPath, model.PolicyStatus, items="nodes", raises=(NotFound,),
+        ),
+        Stream(
+            "/v1/policies/{kind}/{namespace}/{name}/status/events",
+            "The same whenever it changes, until the policy is deleted",
+            on.watch_status, StatusPath, {"status": model.PolicyStatus}, raises=(NotFound,),
+        ),
+        Route(
+            "GET", "/v1/policies/history", "Changes of policies: who, when, and the difference",
+            on.history, HistoryQuery, model.PolicyHistory, items="changes",
+        ),
+        Route(
+            "POST", "/v1/policies/rollback", "One policy or all, as at `revision`",
+            on.rollback, RollbackQuery, model.Applied, raises=(NotFound, Invalid, Conflict),
+        ),
     )  # fmt: skip
+
+
+def _at(path: StatusPath | PolicyPath) -> model.Ref:
+    namespace = "" if path.namespace == _NO_NAMESPACE else path.namespace
+    return model.Ref(path.kind, path.name, namespace)
 
 
 def _key(policy: model.StoredPolicy) -> tuple[str, ...]:

@@ -366,7 +366,7 @@ async def test_a_body_too_large_is_refused_in_words(client: Client) -> None:
 async def test_the_document_describes_every_route_and_resolves(client: Client) -> None:
     document = await get(client, "/v1/openapi.json")
     assert document["openapi"] == "3.1.0"
-    assert len(document["paths"]) == 13
+    assert len(document["paths"]) == 17
     parameters = document["paths"]["/v1/policies/wait"]["get"]["parameters"]
     assert [(p["name"], p["required"]) for p in parameters if p["in"] == "query"] == [
         ("revision", True),
