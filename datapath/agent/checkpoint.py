@@ -1,6 +1,7 @@
 """What the agent keeps on disk, to work on after a restart while the control plane is away.
 
-    <state_dir>/endpoints.ckpt   endpoints and the session's lease; written with every change
+    <state_dir>/endpoints.ckpt   endpoints, known label sets and the session's lease; written with
+                                 every change
     <state_dir>/view.ckpt        the view; written some time after it changed
 
 A file is one msgpack value behind a header with format version and checksum, replaced as a whole
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 import msgpack
 from pyroaring import BitMap
 
+from datapath.agent.known import Remembered
 from datapath.agent.record import EndpointRecord, State
 from datapath.agent.view import Address, View
 from identity.numbers import NumericIdentity
@@ -58,6 +60,7 @@ class Journal:
     next_id: int = 1
     lease: int = 0
     endpoints: tuple[EndpointRecord, ...] = ()
+    known: tuple[Remembered, ...] = ()
 
 
 class Damaged(ValueError):
@@ -144,12 +147,20 @@ def _load(path: Path) -> Any:  # noqa: ANN401  the decoded msgpack value
 
 def pack_journal(journal: Journal) -> bytes:
     endpoints = [{**asdict(each), "state": each.state.value} for each in journal.endpoints]
-    return _packed((journal.next_id, journal.lease, endpoints))
+    known = [(each.labels, each.number, each.held_s) for each in journal.known]
+    return _packed((journal.next_id, journal.lease, endpoints, known))
 
 
 def _journal(value: Any) -> Journal:  # noqa: ANN401
-    next_id, lease, endpoints = value
-    return Journal(next_id, lease, tuple(_record(fields) for fields in endpoints))
+    next_id, lease, endpoints, *later = value
+    # A journal of an agent that remembered nothing.
+    known = later[0] if later else ()
+    return Journal(
+        next_id,
+        lease,
+        tuple(_record(fields) for fields in endpoints),
+        tuple(Remembered(tuple(labels), number, held_s) for labels, number, held_s in known),
+    )
 
 
 def _record(fields: dict[str, Any]) -> EndpointRecord:

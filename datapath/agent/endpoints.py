@@ -16,7 +16,7 @@ concerns this node is undone at once; what the control plane must be told waits 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
@@ -24,13 +24,12 @@ from typing import Any, Protocol, TypeVar
 
 from datapath.agent.addressing import Given
 from datapath.agent.record import (
-    NO_IDENTITY,
     EndpointRecord,
     State,
     identity_labels,
     outer_name,
 )
-from datapath.agent.session import Announced
+from datapath.agent.session import Announced, Granted, Sets
 from datapath.maps.layout import Endpoint
 from identity.numbers import NumericIdentity
 from services.runtime.clock import Clock
@@ -65,12 +64,8 @@ class Wanted:
 
 
 class Identities(Protocol):
-    async def allocate(
-        self, labels: tuple[str, ...], previous: NumericIdentity = NO_IDENTITY
-    ) -> NumericIdentity: ...
-    async def reallocate(
-        self, labels: tuple[str, ...], previous: NumericIdentity
-    ) -> NumericIdentity: ...
+    async def allocate(self, labels: tuple[str, ...]) -> NumericIdentity: ...
+    async def refer(self, sets: Sets) -> Mapping[tuple[str, ...], Granted | TesseraError]: ...
     async def release(self, identities: list[NumericIdentity]) -> None: ...
     async def announce(self, items: list[Announced]) -> None: ...
     async def withdraw(self, ips: list[str]) -> None: ...
@@ -115,7 +110,7 @@ class Machine(Protocol):
 
 class Endpoints:
     """`save` writes the records to disk and returns when they are there. `before_forgetting` runs
-    before a number stops to be an endpoint's."""
+    before a number stops to be an endpoint's, `on_renumbered` when some should be moved."""
 
     def __init__(
         self,
@@ -128,6 +123,7 @@ class Endpoints:
         machine: Machine,
         save: Callable[[], Awaitable[None]],
         before_forgetting: Callable[[], None],
+        on_renumbered: Callable[[], None],
         clock: Clock,
         next_id: int = 1,
         records: Iterable[EndpointRecord] = (),
@@ -140,6 +136,7 @@ class Endpoints:
         self._machine = machine
         self._save = save
         self._before_forgetting = before_forgetting
+        self._on_renumbered = on_renumbered
         self._clock = clock
         self.next_id = next_id
         self._records = {record.key: record for record in records}
@@ -365,9 +362,20 @@ class Endpoints:
         await self._save()
 
     async def _let_go(self, leaving: EndpointRecord) -> None:
-        identity = leaving.identity
-        others = (r for r in self._records.values() if r.key != leaving.key)
-        if identity in self._letting_go or any(r.labels == leaving.labels for r in others):
+        """Of two label sets with one number (the label filter) neither alone keeps the other's
+        reference; a set that is being asked for has no number yet."""
+        others = [r for r in self._records.values() if r.key != leaving.key]
+        if any(r.labels == leaving.labels or r.identity == leaving.identity for r in others):
+            return
+        await self._give_back(leaving.identity)
+
+    async def let_go(self, identity: NumericIdentity) -> None:
+        """The node's reference, if no endpoint has the number."""
+        if all(record.identity != identity for record in self._records.values()):
+            await self._give_back(identity)
+
+    async def _give_back(self, identity: NumericIdentity) -> None:
+        if identity in self._letting_go:
             return
         done = self._letting_go[identity] = asyncio.Event()
         try:
@@ -416,36 +424,41 @@ class Endpoints:
             await self._take_down(record)
 
     async def republish(self) -> None:
-        """After a lost lease: references and announcements again, before anybody misses them."""
+        """After a lost lease: references and announcements again, before anybody misses them.
+        An endpoint whose number is another one now keeps the old one until it is moved."""
         ready = [record for record in self.records if record.state is State.READY]
-        numbers: dict[tuple[str, ...], NumericIdentity] = {}
+        answers = await self._identities.refer({r.labels: r.identity for r in ready if r.labels})
+        now: list[Announced] = []
         for record in ready:
-            if record.labels and record.labels not in numbers:
-                numbers[record.labels] = await self._identities.reallocate(
-                    record.labels, record.identity
-                )
-        for record in ready:
-            number = numbers.get(record.labels, record.identity)
-            if number != record.identity:
-                await self._renumber(record, number)
-        now = [announced(r) for r in self.records if r.state is State.READY]
+            answer = answers.get(record.labels)
+            if isinstance(answer, TesseraError):
+                log.warning("endpoint.keeps_identity", endpoint=record.ref, error=str(answer))
+            elif answer is not None and answer.number != record.identity:
+                self._on_renumbered()
+                continue
+            now.append(announced(self._records.get(record.key, record)))
         if now:
             await self._identities.announce(now)
 
-    async def _renumber(self, record: EndpointRecord, identity: NumericIdentity) -> None:
-        """The old number stays in force until the new one's policy is in the tables."""
-        log.warning("endpoint.renumbered", endpoint=record.ref, identity=identity)
-        self._policies.want(identity)
-        try:
-            await self._policies.in_force(identity, POLICY_DEADLINE_S)
-            made = replace(record, identity=identity)
-            self._rows.add_endpoint(made.ifindex, made.row())
-            self._records[record.key] = made
-            self._unwant(record.key)
-            self._want(record.key, identity)
-        finally:
-            self._policies.unwant(identity)
-        await self._save()
+    async def move(self, record: EndpointRecord, identity: NumericIdentity) -> bool:
+        """The old number stays in force until the new one's policy is in the tables. False when
+        the endpoint is not what it was any more."""
+        if record.key in self._busy or self._records.get(record.key) != record:
+            return False
+        with self._alone(record.key):
+            self._policies.want(identity)
+            try:
+                await self._policies.in_force(identity, POLICY_DEADLINE_S)
+                made = replace(record, identity=identity)
+                self._rows.add_endpoint(made.ifindex, made.row())
+                self._records[record.key] = made
+                self._unwant(record.key)
+                self._want(record.key, identity)
+            finally:
+                self._policies.unwant(identity)
+            await self._save()
+        log.info("endpoint.renumbered", endpoint=record.ref, identity=identity, was=record.identity)
+        return True
 
     def _want(self, key: tuple[str, str], identity: NumericIdentity) -> None:
         self._interests[key] = identity

@@ -27,7 +27,7 @@ from typing import Final
 
 from tessera_wire.identity.v1.identity_pb2_grpc import IdentityServiceStub
 from tessera_wire.ipam.v1.ipam_pb2_grpc import IpamServiceStub
-from tessera_wire.policy.v1.policy_pb2_grpc import PolicyDistributionStub
+from tessera_wire.policy.v1.policy_pb2_grpc import PolicyAdminStub, PolicyDistributionStub
 
 from datapath import links
 from datapath.agent import api, checkpoint, recovery
@@ -37,10 +37,13 @@ from datapath.agent.endpoints import Endpoints
 from datapath.agent.enforcement import Enforcement, Realised
 from datapath.agent.events import EventLog
 from datapath.agent.explain import Explainer
+from datapath.agent.identities import Identities
 from datapath.agent.keeper import Keeper
+from datapath.agent.known import Known
 from datapath.agent.machine import NodeMachine
 from datapath.agent.node import Node
 from datapath.agent.record import EndpointRecord, State
+from datapath.agent.relabel import Everywhere, Relabel
 from datapath.agent.session import Session
 from datapath.agent.status import Status
 from datapath.agent.subscribe import Door, Subscription
@@ -124,6 +127,7 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
     started_s = clock.monotonic_s()
     loaded, view, journal = restored.datapath, restored.view, restored.journal
     node, jitter = config.node_name, random.Random()
+    known = Known(journal.known)
     node_ip = config.node_ip or _first(restored.own)
 
     enforcement = Enforcement(
@@ -156,12 +160,13 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             previous_lease=journal.lease,
             republish=lambda: endpoints.republish(),
             on_lease=lambda: keeper.save(),
+            held=lambda: len(endpoints.records),
             clock=clock,
             jitter=jitter,
         )
         keeper = Keeper(
             Path(config.state_dir),
-            lambda: Journal(endpoints.next_id, session.lease, endpoints.records),
+            lambda: Journal(endpoints.next_id, session.lease, endpoints.records, known.remembered),
             view,
             clock,
         )
@@ -175,20 +180,31 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             before=events.about_to_change,
             on_realised=lambda done: followed(done, keeper, whole),
         )
+        identities = Identities(
+            session,
+            known,
+            in_use=lambda: frozenset(record.identity for record in endpoints.records),
+            owing=lambda: relabel.due(),
+            unknown_as_init=config.unknown_labels == "init",
+            clock=clock,
+        )
         machine = NodeMachine(loaded)
         endpoints = Endpoints(
             node=node,
-            identities=session,
+            identities=identities,
             addresses=Addressing(IpamServiceStub(to_ipamd), node),
             policies=subscription,
             rows=enforcement,
             machine=machine,
             save=keeper.save,
             before_forgetting=events.about_to_change,
+            on_renumbered=lambda: relabel.due(),
             clock=clock,
             next_id=journal.next_id,
             records=journal.endpoints,
         )
+        everywhere = Everywhere(PolicyAdminStub(to_policyd), clock)
+        relabel = Relabel(endpoints, identities, everywhere, clock)
         status = Status(
             node=node,
             node_ip=node_ip,
@@ -222,14 +238,20 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             count=len(endpoints.records),
             took_s=round(clock.monotonic_s() - started_s, 3),
         )
+        activities = (
+            session.run(),
+            session.follow_rules(relabel.due),
+            relabel.run(),
+            subscription.run(),
+            keeper.run(),
+            events.run(),
+            whole.run(),
+            endpoints.tidy(vanished),
+            follow_own_addresses(enforcement, clock),
+        )
         async with asyncio.TaskGroup() as group:
-            group.create_task(session.run())
-            group.create_task(subscription.run())
-            group.create_task(keeper.run())
-            group.create_task(events.run())
-            group.create_task(whole.run())
-            group.create_task(endpoints.tidy(vanished))
-            group.create_task(follow_own_addresses(enforcement, clock))
+            for activity in activities:
+                group.create_task(activity)
 
 
 def followed(done: Realised, keeper: Keeper, whole: Node) -> None:

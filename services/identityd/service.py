@@ -75,10 +75,18 @@ class IdentityServicer(IdentityServiceServicer):
             cluster_id=self._cluster_id,
         )
 
+    async def ExtendSession(
+        self, request: pb.ExtendSessionRequest, context: _Context
+    ) -> pb.Session:
+        lease, ttl_s = await self._sessions.extend(request.node, request.ttl_s)
+        return pb.Session(
+            lease=lease, ttl_s=ttl_s, cluster=self._cluster, cluster_id=self._cluster_id
+        )
+
     async def KeepAlive(
         self, request: pb.KeepAliveRequest, context: _Context
     ) -> pb.KeepAliveResponse:
-        left_s = await self._sessions.keep_alive(LeaseId(request.lease))
+        left_s = await self._sessions.keep_alive(map(LeaseId, (request.lease, *request.more)))
         return pb.KeepAliveResponse(ttl_s=left_s)
 
     async def CloseSession(

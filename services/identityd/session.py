@@ -7,6 +7,7 @@ remembers is its own.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -50,9 +51,7 @@ class Sessions:
         """`previous`, if alive and this node's, is kept: references and announcements stay."""
         check_node(node)
         value = self._node_value(node, internal_ip)
-        ttl_s = ttl_s or self._ttl_s
-        if not MIN_TTL_S <= ttl_s <= MAX_TTL_S:
-            raise Invalid(f"session ttl_s {ttl_s} is not within {MIN_TTL_S}..{MAX_TTL_S}")
+        ttl_s = self._checked(ttl_s)
         registered = await self._store.get(keys.node_key(self._cluster, node))
         session = await self._resume(registered, previous)
         if session is None:
@@ -70,10 +69,25 @@ class Sessions:
         left_s = await self._store.keep_alive(previous)
         return Session(previous, left_s, resumed=True) if left_s > 0 else None
 
-    async def keep_alive(self, lease: LeaseId) -> int:
-        """Seconds left; 0 when the lease is gone."""
-        check_lease(lease)
-        return await self._store.keep_alive(lease)
+    async def extend(self, node: str, ttl_s: int) -> tuple[LeaseId, int]:
+        """Another lease for what the node publishes, and its life in seconds."""
+        check_node(node)
+        ttl_s = self._checked(ttl_s)
+        return await self._store.grant(ttl_s), ttl_s
+
+    async def keep_alive(self, leases: Iterable[LeaseId]) -> int:
+        """Seconds left of the first to end; 0 when one is gone."""
+        wanted = tuple(leases)
+        for lease in wanted:
+            check_lease(lease)
+        # One after the other: each waits for one answer on a stream that all share.
+        return min([await self._store.keep_alive(lease) for lease in wanted])
+
+    def _checked(self, ttl_s: int) -> int:
+        ttl_s = ttl_s or self._ttl_s
+        if not MIN_TTL_S <= ttl_s <= MAX_TTL_S:
+            raise Invalid(f"session ttl_s {ttl_s} is not within {MIN_TTL_S}..{MAX_TTL_S}")
+        return ttl_s
 
     async def close(self, node: str, lease: LeaseId) -> None:
         """Everything that hangs on the lease disappears with it. Idempotent."""

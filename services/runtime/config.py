@@ -26,6 +26,7 @@ from services.runtime.values import check, check_listeners, is_host_port
 
 COMMON_SECTIONS: Final = ("etcd", "log", "telemetry")
 PROCESS_SECTIONS: Final = ("identityd", "ipamd", "policyd", "apid", "agent")
+UNKNOWN_LABELS: Final = ("retry", "init")
 ATTACH: Final = ("auto", "tcx", "clsact")
 CIDR_MODES: Final = ("cilium", "addresses")
 ROUTING: Final = ("direct", "none")
@@ -177,8 +178,10 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`policyd`: one target, or those of all replicas, divided by commas. `node_ip` empty: the
     first IPv4 address that is not loopback. `bpf_object` empty: the object shipped in the package.
     `labels_dir`: labels of containers that come by CNI. `attach`: auto, tcx or clsact. `routing`:
-    direct, by a route through the other node, or none where the network knows the way. `..._max`:
-    entries of a BPF map; datapath.maps.tables.Sizes has the same names."""
+    direct, by a route through the other node, or none where the network knows the way.
+    `unknown_labels`: while identityd is away, a new endpoint whose labels are not known here is
+    refused (retry) or gets the identity `init` meanwhile. `..._max`: entries of a BPF map;
+    datapath.maps.tables.Sizes has the same names."""
 
     log: LogConfig = LogConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
@@ -195,6 +198,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     metrics_listen: str = "127.0.0.1:7414"
     allow_localhost: bool = True
     attach: str = "auto"
+    unknown_labels: str = "retry"
     routing: str = "direct"
     endpoints_max: Annotated[int, Meta(ge=16)] = 4096
     ipcache4_max: Annotated[int, Meta(ge=1024)] = 262_144
@@ -209,6 +213,10 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         check_listeners("", self.metrics_listen)
         check(bool(targets(self.policyd)), "policyd: names no target")
+        check(
+            self.unknown_labels in UNKNOWN_LABELS,
+            f"unknown_labels: {self.unknown_labels!r} is none of {', '.join(UNKNOWN_LABELS)}",
+        )
         check(self.attach in ATTACH, f"attach: {self.attach!r} is none of {', '.join(ATTACH)}")
         check(self.routing in ROUTING, f"routing: {self.routing!r} is none of {', '.join(ROUTING)}")
         check(

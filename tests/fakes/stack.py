@@ -144,7 +144,8 @@ class Stack:
         eventually(ready, "the node is not ready", 60.0)
 
     def answers(self) -> bool:
-        return bool(self.node()["connected"] and self.agent.get("/v1/status"))
+        status = json.loads(self.agent.get("/v1/status"))
+        return bool(self.node()["connected"] and status["identityd"]["connected"])
 
     def signal(self, name: str, number: signal.Signals) -> None:
         self.processes[name].send_signal(number)

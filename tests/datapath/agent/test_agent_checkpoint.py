@@ -9,6 +9,7 @@ from pyroaring import BitMap
 from datapath.agent import checkpoint
 from datapath.agent.checkpoint import ENDPOINTS_FILE, VIEW_FILE, Damaged, Journal
 from datapath.agent.keeper import Keeper
+from datapath.agent.known import Remembered
 from datapath.agent.record import EndpointRecord, State, identity_labels, outer_name
 from datapath.agent.view import Address, Update, View
 from services.policy.clauses import (
@@ -62,7 +63,8 @@ def full_view() -> View:
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    journal = Journal(4, 77, (RECORD,))
+    known = (Remembered(("k8s:app=web",), 300, 1.5),)
+    journal = Journal(4, 77, (RECORD,), known)
     view = full_view()
     checkpoint.write(tmp_path / ENDPOINTS_FILE, checkpoint.pack_journal(journal))
     checkpoint.write(tmp_path / VIEW_FILE, checkpoint.pack_view(view))

@@ -12,6 +12,8 @@ from datapath.agent.addressing import Given
 from datapath.agent.endpoints import Endpoints, Wanted
 from datapath.agent.enforcement import Enforcement
 from datapath.agent.record import EndpointRecord, State
+from datapath.agent.relabel import Relabel
+from datapath.agent.session import Granted
 from datapath.agent.view import Update, View
 from datapath.links import VethInfo
 from datapath.maps.tables import Tables
@@ -32,7 +34,7 @@ class FakeIdentities:
         if what in self.fails:
             raise self.fails[what]
 
-    async def allocate(self, labels, previous=0):
+    async def allocate(self, labels):
         await asyncio.sleep(0)
         self._check("allocate")
         number = self.numbers.setdefault(labels, 1000 + len(self.numbers)) + self.shift
@@ -40,7 +42,11 @@ class FakeIdentities:
         await asyncio.sleep(0)
         return number
 
-    reallocate = allocate
+    async def refer(self, sets):
+        return {labels: Granted(await self.allocate(labels), 1) for labels in sets}
+
+    async def live(self):
+        self._check("live")
 
     async def release(self, identities):
         await asyncio.sleep(0)
@@ -153,6 +159,11 @@ class Node:
         self.machine = FakeMachine()
         self.saved: tuple[EndpointRecord, ...] = ()
         self.endpoints = self.start()
+        self.asked: list[int] = []
+        self.relabel = Relabel(self.endpoints, self.identities, self._everywhere, SystemClock())
+
+    async def _everywhere(self, revision: int) -> None:
+        self.asked.append(revision)
 
     def start(self, records: tuple[EndpointRecord, ...] = ()) -> Endpoints:
         return Endpoints(
@@ -164,6 +175,7 @@ class Node:
             machine=self.machine,
             save=self._save,
             before_forgetting=lambda: None,
+            on_renumbered=lambda: self.relabel.due(),
             clock=SystemClock(),
             records=records,
         )
@@ -182,6 +194,9 @@ class Node:
         assert not self.machine.attached
         assert not self.endpoints.records
         assert not self.saved
+
+
+NAMESPACE = "k8s:io.kubernetes.pod.namespace=shop"
 
 
 def wanted(name: str = "x", netns: str = "a", *labels: str) -> Wanted:
@@ -344,9 +359,27 @@ async def test_a_new_number_after_a_lost_lease_takes_over_without_a_gap() -> Non
     node.identities.announced.clear()
     node.identities.shift = 500
     await node.endpoints.republish()
+    # It keeps its number until every node knows the new one.
+    assert node.endpoints.records == (made,)
+    assert node.identities.announced == {}
+    await node.relabel.once()
     (record,) = node.endpoints.records
     assert record.identity == made.identity + 500
+    assert node.identities.references == {record.identity}
     assert node.identities.announced == {made.ip: record.identity}
     (row,) = [row for _, row in node.tables.endpoints.items()]
     assert row.identity == record.identity
     assert node.policies.wanted == [record.identity]
+
+
+async def test_two_label_sets_with_one_number_keep_the_reference_until_both_are_gone() -> None:
+    node = Node()
+    hashes = (wanted("x", "a", "k8s:app=x", "k8s:hash=1"), wanted("y", "b", "k8s:app=x"))
+    for labels in (tuple(sorted((*each.labels, NAMESPACE))) for each in hashes):
+        node.identities.numbers[labels] = 1000
+    one, other = [await node.endpoints.create(each) for each in hashes]
+    assert one.identity == other.identity == 1000
+    await node.endpoints.delete(one.ref)
+    assert node.identities.references == {1000}
+    await node.endpoints.delete(other.ref)
+    node.nothing_left()

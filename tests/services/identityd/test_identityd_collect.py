@@ -46,7 +46,7 @@ async def one(store, clock):
 async def keep(one, clock, lease, seconds):
     """Advances time with the session kept alive."""
     while seconds > 0:
-        await one.sessions.keep_alive(lease)
+        await one.sessions.keep_alive([lease])
         await clock.advance(min(seconds, SESSION_TTL_S / 3))
         seconds -= SESSION_TTL_S / 3
 

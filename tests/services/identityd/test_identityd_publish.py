@@ -71,9 +71,9 @@ async def test_a_lease_of_another_node_or_of_the_past_is_not_adopted(store, one,
 async def test_keeping_a_lease_alive_tells_when_it_is_gone(one, clock):
     lease = await one.open()
     await clock.advance(SESSION_TTL_S - 1)
-    assert await one.sessions.keep_alive(lease) == SESSION_TTL_S
+    assert await one.sessions.keep_alive([lease]) == SESSION_TTL_S
     await clock.advance(SESSION_TTL_S + 1)
-    assert await one.sessions.keep_alive(lease) == 0
+    assert await one.sessions.keep_alive([lease]) == 0
 
 
 async def test_closing_a_session_takes_everything_with_it_and_may_be_repeated(store, one):

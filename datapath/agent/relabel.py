@@ -1,0 +1,151 @@
+"""Endpoints whose labels make another identity now: moved in two steps, without a lost packet.
+
+    due ──► ask for the number of every label set (takes the new references)
+        ──► until every node allows the new number ──► its policy here ──► rows, announcement
+        ──► give back the old number
+
+Due when the label rules change, and when something was decided without identityd. The old number
+stays allowed everywhere until the address was announced under the new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from tessera_wire.policy.v1 import policy_pb2
+
+from datapath.agent.endpoints import announced
+from datapath.agent.record import EndpointRecord, State
+from datapath.agent.session import Announced, Granted
+from identity.numbers import NumericIdentity
+from services.runtime.clock import Clock
+from services.runtime.errors import Retry, TesseraError
+from services.runtime.log import logger
+from services.wire.client import call
+
+if TYPE_CHECKING:
+    from tessera_wire.policy.v1.policy_pb2_grpc import PolicyAdminAsyncStub
+
+log = logger(__name__)
+
+PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
+# One question to policyd; asked again until the answer is yes.
+ASK_S = 4.0
+# A node that is not connected maps addresses to what it last heard, and learns both numbers in one
+# snapshot when it returns; so it is not waited for longer than this.
+AWAY_S = 20.0
+
+Sets = Mapping[tuple[str, ...], NumericIdentity]
+
+
+class Endpoints(Protocol):
+    @property
+    def records(self) -> tuple[EndpointRecord, ...]: ...
+    async def at_rest(self, record: EndpointRecord) -> None: ...
+    async def move(self, record: EndpointRecord, identity: NumericIdentity) -> bool: ...
+    async def let_go(self, identity: NumericIdentity) -> None: ...
+
+
+class Identities(Protocol):
+    async def live(self) -> None: ...
+    async def refer(self, sets: Sets) -> Mapping[tuple[str, ...], Granted | TesseraError]: ...
+    async def announce(self, items: list[Announced]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    record: EndpointRecord
+    to: Granted
+
+
+class Relabel:
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        identities: Identities,
+        everywhere: Callable[[int], Awaitable[None]],
+        clock: Clock,
+    ) -> None:
+        """`everywhere` returns when every node allows what the store holds at a revision."""
+        self._endpoints = endpoints
+        self._identities = identities
+        self._everywhere = everywhere
+        self._clock = clock
+        self._due = asyncio.Event()
+
+    def due(self) -> None:
+        self._due.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        pause_s = PAUSE_S
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            try:
+                await self.once()
+                pause_s = PAUSE_S
+            except TesseraError as error:
+                log.warning("endpoints.relabel_waits", error=str(error), pause_s=pause_s)
+                self._due.set()
+                await self._clock.sleep(pause_s)
+                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+    async def once(self) -> None:
+        """Raises `Retry` when identityd, or a node, cannot be asked; what was moved is moved."""
+        await self._identities.live()
+        for record in self._endpoints.records:
+            # One that is being made may have asked under the old rules.
+            await self._endpoints.at_rest(record)
+        ready = [r for r in self._endpoints.records if r.state is State.READY and r.labels]
+        answers = await self._identities.refer({r.labels: r.identity for r in ready})
+        moves: list[_Move] = []
+        for record in ready:
+            answer = answers[record.labels]
+            if isinstance(answer, TesseraError):
+                log.warning("endpoint.keeps_identity", endpoint=record.ref, error=str(answer))
+            elif answer.number != record.identity:
+                moves.append(_Move(record, answer))
+        if moves:
+            await self._move(moves)
+
+    async def _move(self, moves: list[_Move]) -> None:
+        await self._everywhere(max(move.to.revision for move in moves))
+        for move in moves:
+            await self._endpoints.move(move.record, move.to.number)
+        now = {record.key: record for record in self._endpoints.records}
+        moved = [
+            now[m.record.key]
+            for m in moves
+            if m.record.key in now and now[m.record.key].identity == m.to.number
+        ]
+        await self._identities.announce([announced(record) for record in moved])
+        for old in sorted({move.record.identity for move in moves}):
+            await self._endpoints.let_go(old)
+        log.info("endpoints.relabelled", count=len(moved))
+
+
+class Everywhere:
+    """Asks policyd whether all nodes have realised a revision."""
+
+    def __init__(self, stub: PolicyAdminAsyncStub, clock: Clock) -> None:
+        self._stub = stub
+        self._clock = clock
+
+    async def __call__(self, revision: int) -> None:
+        """Raises `Retry` naming the node that is behind."""
+        request = policy_pb2.WaitRealisedRequest(revision=revision, timeout_ms=int(ASK_S * 1000))
+        began_s = self._clock.monotonic_s()
+        while True:
+            answer = await call(self._stub.WaitRealised, request, deadline_s=2 * ASK_S)
+            waited_s = self._clock.monotonic_s() - began_s
+            behind = [node for node in answer.nodes if node.reason]
+            if answer.done or (waited_s > AWAY_S and not any(n.connected for n in behind)):
+                return
+            if waited_s > 2 * AWAY_S:
+                first = behind[0]
+                raise Retry(f"node {first.node} does not allow the new identities: {first.reason}")
