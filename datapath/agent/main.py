@@ -141,10 +141,10 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
     async with AsyncExitStack() as stack:
         to_identityd = await stack.enter_async_context(channel(config.identityd))
         to_ipamd = await stack.enter_async_context(channel(config.ipamd))
-        doors = [
-            Door(one, PolicyDistributionStub(await stack.enter_async_context(channel(one))))
-            for one in targets(config.policyd)
-        ]
+        to_policyd = {
+            one: await stack.enter_async_context(channel(one)) for one in targets(config.policyd)
+        }
+        doors = [Door(one, PolicyDistributionStub(way)) for one, way in to_policyd.items()]
 
         events = EventLog(
             loaded.ring,
@@ -203,7 +203,7 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             next_id=journal.next_id,
             records=journal.endpoints,
         )
-        everywhere = Everywhere(PolicyAdminStub(to_policyd), clock)
+        everywhere = Everywhere([PolicyAdminStub(way) for way in to_policyd.values()], clock)
         relabel = Relabel(endpoints, identities, everywhere, clock)
         status = Status(
             node=node,

@@ -11,7 +11,7 @@ stays allowed everywhere until the address was announced under the new one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -33,8 +33,10 @@ log = logger(__name__)
 
 PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
-# One question to policyd; asked again until the answer is yes.
+# One question to policyd; asked again until the answer is yes. Of several replicas each waits for
+# nodes that are connected to the others, too, so they are asked briefly and in turn.
 ASK_S = 4.0
+ASK_EACH_S = 0.3
 # A node that is not connected maps addresses to what it last heard, and learns both numbers in one
 # snapshot when it returns; so it is not waited for longer than this.
 AWAY_S = 20.0
@@ -130,22 +132,47 @@ class Relabel:
 
 
 class Everywhere:
-    """Asks policyd whether all nodes have realised a revision."""
+    """Asks every replica of policyd whether its nodes have realised a revision; each replica knows
+    the nodes that are connected to it."""
 
-    def __init__(self, stub: PolicyAdminAsyncStub, clock: Clock) -> None:
-        self._stub = stub
+    def __init__(self, stubs: Sequence[PolicyAdminAsyncStub], clock: Clock) -> None:
+        self._stubs = stubs
         self._clock = clock
+        self._ask_s = ASK_S if len(stubs) == 1 else ASK_EACH_S
 
     async def __call__(self, revision: int) -> None:
-        """Raises `Retry` naming the node that is behind."""
-        request = policy_pb2.WaitRealisedRequest(revision=revision, timeout_ms=int(ASK_S * 1000))
+        """Raises `Retry` naming the node that is behind, or when no replica answers."""
         began_s = self._clock.monotonic_s()
-        while True:
-            answer = await call(self._stub.WaitRealised, request, deadline_s=2 * ASK_S)
+        while behind := await self._behind(revision):
             waited_s = self._clock.monotonic_s() - began_s
-            behind = [node for node in answer.nodes if node.reason]
-            if answer.done or (waited_s > AWAY_S and not any(n.connected for n in behind)):
+            if waited_s > AWAY_S and not any(node.connected for node in behind):
                 return
             if waited_s > 2 * AWAY_S:
                 first = behind[0]
                 raise Retry(f"node {first.node} does not allow the new identities: {first.reason}")
+
+    async def _behind(self, revision: int) -> list[policy_pb2.NodeState]:
+        """Nodes of which no replica says that they have it; where one is connected speaks."""
+        told: dict[str, policy_pb2.NodeState] = {}
+        failure: Retry | None = None
+        for stub in self._stubs:
+            try:
+                nodes = await self._ask(stub, revision)
+            except Retry as error:
+                failure = error
+                continue
+            for node in nodes:
+                known = told.get(node.node)
+                if known is None or not node.reason or (known.reason and node.connected):
+                    told[node.node] = node
+        if failure is not None and not told:
+            raise failure
+        return [node for node in told.values() if node.reason]
+
+    async def _ask(
+        self, stub: PolicyAdminAsyncStub, revision: int
+    ) -> Sequence[policy_pb2.NodeState]:
+        timeout_ms = int(self._ask_s * 1000)
+        request = policy_pb2.WaitRealisedRequest(revision=revision, timeout_ms=timeout_ms)
+        answer = await call(stub.WaitRealised, request, deadline_s=2 * ASK_S)
+        return answer.nodes

@@ -145,7 +145,7 @@ class Stack:
 
     def answers(self) -> bool:
         status = json.loads(self.agent.get("/v1/status"))
-        return bool(self.node()["connected"] and status["identityd"]["connected"])
+        return bool(self.node()["connected"] and status["identityd"] == "connected")
 
     def signal(self, name: str, number: signal.Signals) -> None:
         self.processes[name].send_signal(number)

@@ -4,9 +4,10 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from tessera_wire.policy.v1 import policy_pb2
 
 from datapath.agent.record import EndpointRecord, State
-from datapath.agent.relabel import Relabel
+from datapath.agent.relabel import Everywhere, Relabel
 from datapath.agent.session import Granted
 from services.runtime.clock import SystemClock
 from services.runtime.errors import Exhausted, Retry
@@ -115,3 +116,51 @@ async def test_what_is_due_while_identityd_is_away_is_done_when_it_answers():
         while "let go 300" not in control.done:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     running.cancel()
+
+
+# ------------------------------------------------------------------ whether every node has it
+
+
+class Replica:
+    """policyd as it answers WaitRealised: (node, connected, reason)."""
+
+    def __init__(self, *nodes):
+        self.nodes = nodes
+
+    async def WaitRealised(self, request, **_):
+        if isinstance(self.nodes[0], Exception):
+            raise self.nodes[0]
+        states = [policy_pb2.NodeState(node=n, connected=c, reason=r) for n, c, r in self.nodes]
+        return policy_pb2.WaitRealisedResponse(nodes=states)
+
+
+class QuickClock(SystemClock):
+    """Ten seconds pass with every look."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic_s(self):
+        self.now += 10.0
+        return self.now
+
+
+async def test_a_node_has_it_when_the_replica_it_is_connected_to_says_so():
+    one = Replica(("a", True, ""), ("b", False, "not connected"))
+    other = Replica(("a", False, "not connected"), ("b", True, ""))
+    await Everywhere([one, other], QuickClock())(5)
+    await Everywhere([other, one], QuickClock())(5)
+
+
+async def test_a_connected_node_that_stays_behind_is_named():
+    one = Replica(("a", True, ""), ("b", False, "not connected"))
+    other = Replica(("a", False, "not connected"), ("b", True, "behind, at revision 4"))
+    for order in ([one, other], [other, one]):
+        with pytest.raises(Retry, match=r"node b does not allow .* behind, at revision 4"):
+            await Everywhere(order, QuickClock())(5)
+
+
+async def test_a_node_that_is_away_is_waited_for_a_while_only():
+    clock = QuickClock()
+    await Everywhere([Replica(("a", True, ""), ("b", False, "not connected"))], clock)(5)
+    assert clock.now >= 20.0
