@@ -1,4 +1,4 @@
-"""From the kernel's event ring to flows: drained in bulk, explained at once, spelled when read.
+"""From the kernel's event ring to flows: drained in bulk, explained by kind, spelled when read.
 
 A drain also goes before everything that gives numbers another meaning (`about_to_change`): what was
 judged until then is explained by what was in force. Readers of /v1/events share the records, each
@@ -11,8 +11,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from datapath.agent.explain import Explained, Explainer, flow_of, told
-from datapath.maps.layout import METRIC_LOST, Event, Metric
+from datapath.agent.explain import Explained, Explainer, flow_of
+from datapath.maps.layout import METRIC_LOST, Metric
+from datapath.maps.ring import Records
 from services.flows.filters import FlowFilter
 from services.flows.flow import Flow
 from services.flows.ring import RecordRing
@@ -20,12 +21,12 @@ from services.runtime.clock import Clock
 
 DRAIN_PAUSE_S = 0.05
 # Per drain, some 10 ms of it; what is left waits for the next, so that others have their turn.
-DRAIN_LIMIT = 4096
+DRAIN_LIMIT = 32768
 KEPT = 16384
 
 
 class Ring(Protocol):
-    def drain(self, limit: int) -> list[Event]: ...
+    def drain(self, limit: int) -> Records: ...
     def backlog(self) -> float: ...
 
 
@@ -62,15 +63,14 @@ class EventLog:
             await self._clock.sleep(0 if full else DRAIN_PAUSE_S)
 
     def drain(self) -> int:
-        events = self._source.drain(DRAIN_LIMIT)
-        self.seen += len(events)
-        flows = self._explainer.explain(filter(told, events)) if events else []
-        if flows:
+        drained = self._source.drain(DRAIN_LIMIT)
+        self.seen += len(drained)
+        if drained and (flows := self._explainer.explain(drained)):
             # The kernel stamps with the monotonic clock.
             self.recent.append(flows, self._clock.now_s() - self._clock.monotonic_s())
             self._arrived.set()
             self._arrived = asyncio.Event()
-        return len(events)
+        return len(drained)
 
     def about_to_change(self) -> None:
         """Call before a rule, a policy, an address or an endpoint goes. Under a flood, what is

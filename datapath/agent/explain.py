@@ -2,21 +2,24 @@
 
 Asked when events are drained, a few hundredths of a second after the packet, because numbers
 outlive what they stand for: a flow tells of the policy and the endpoints of its time, whatever is
-deleted later. An `Explained` is the event and four references: the texts are made once per rule,
-endpoint and direction as long as view and endpoints stay as they are.
+deleted later. Of a drain's records each kind is explained once (grouping.py), however many there
+are of it; the texts are made once per rule, endpoint and direction as long as view and endpoints
+stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from sys import intern
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 from datapath.agent.addresses import dotted
+from datapath.agent.grouping import Kinds, kinds
 from datapath.agent.record import EndpointRecord
 from datapath.agent.view import View
 from datapath.maps.layout import Event, EventType, Verdict
+from datapath.maps.ring import Records
 from identity.numbers import NumericIdentity
 from services.flows.flow import (
     Flow,
@@ -67,21 +70,52 @@ class Explained(NamedTuple):
 NOBODY = Name("", "")
 
 
+class Explanation(NamedTuple):
+    rule: str
+    judge: Name
+    source: Name
+    destination: Name
+
+
+class ExplainedRecords(Sequence[Explained]):
+    """One drain, told in the words of its moment: the records as they lay in the ring, and an
+    explanation for each kind of them."""
+
+    def __init__(self, kinds: Kinds, explanations: Sequence[Explanation]) -> None:
+        self._kinds = kinds
+        self._explanations = explanations
+
+    def __len__(self) -> int:
+        return len(self._kinds.flows)
+
+    @overload
+    def __getitem__(self, at: int) -> Explained: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Explained]: ...
+    def __getitem__(self, at: int | slice) -> Explained | Sequence[Explained]:
+        if isinstance(at, slice):
+            return [self[one] for one in range(len(self))[at]]
+        return Explained(self._kinds.flows[at], *self._explanations[self._kinds.of[at]])
+
+
 class Explainer:
     def __init__(self, view: View, records: Callable[[], Iterable[EndpointRecord]]) -> None:
         self._view = view
         self._records = records
-        self._names = _Names(view, ())
+        self._names = Names(view, ())
 
-    def explain(self, events: Iterable[Event]) -> list[Explained]:
-        """In the words of this moment."""
-        records = tuple(self._records())
-        if not self._names.stand(records):
-            self._names = _Names(self._view, records)
-        return self._names.explained(events)
+    def explain(self, drained: Records) -> ExplainedRecords:
+        """The flows among them, in the words of this moment."""
+        endpoints = tuple(self._records())
+        if not self._names.stand(endpoints):
+            self._names = Names(self._view, endpoints)
+        found = kinds(drained)
+        return ExplainedRecords(
+            found, self._names.explained(found.flows[first] for first in found.first)
+        )
 
 
-class _Names:
+class Names:
     """Of one state of view and endpoints."""
 
     def __init__(self, view: View, records: tuple[EndpointRecord, ...]) -> None:
@@ -97,7 +131,7 @@ class _Names:
         """Comparing thousands of records is comparing as many pointers."""
         return self._generation == self._view.generation and self._records == records
 
-    def explained(self, events: Iterable[Event]) -> list[Explained]:
+    def explained(self, events: Iterable[Event]) -> list[Explanation]:
         if len(self._parties) > _PARTIES_KEPT:
             self._parties.clear()
         parties, rules = self._parties, self._rules
@@ -110,7 +144,7 @@ class _Names:
             if event.family == 4:
                 source = parties.get(event.saddr) or self._party(event.saddr)
                 destination = parties.get(event.daddr) or self._party(event.daddr)
-            found.append(Explained(event, rule, judge, source, destination))
+            found.append(Explanation(rule, judge, source, destination))
         return found
 
     def _party(self, packed: bytes) -> Name:
@@ -148,12 +182,6 @@ class _Names:
         if not refs:
             return "default deny"
         return f"default deny: selected by {', '.join(map(str, refs))}"
-
-
-def told(event: Event) -> bool:
-    """Whether a record is a flow of its own. A refused packet has two: what the judge said, and
-    the drop, which says all of it."""
-    return event.type == EventType.DROP or event.verdict in (Verdict.ALLOW, Verdict.REDIRECT)
 
 
 def flow_of(explained: Explained, wall_offset_s: float, node: str) -> Flow:

@@ -10,6 +10,7 @@ import argparse
 from tests.bench import (
     bench_agent_start,
     bench_endpoint,
+    bench_events,
     bench_identity,
     bench_policy_lookup,
     bench_resolve,
@@ -22,6 +23,7 @@ FULL = {
     "identity": bench_identity.main,
     "agent_start": bench_agent_start.main,
     "endpoint": bench_endpoint.main,
+    "events": bench_events.main,
     "policy_lookup": bench_policy_lookup.main,
     "resolve": bench_resolve.main,
 }
@@ -30,6 +32,7 @@ QUICK = {
     "identity": lambda: bench_identity.main(5, ((100, 2),)),
     "agent_start": lambda: bench_agent_start.main(2),
     "endpoint": lambda: bench_endpoint.main(3),
+    "events": lambda: bench_events.main(1, 0.3),
     "resolve": lambda: bench_resolve.main(2, ((100, 1_000),), 1, 100),
 }
 

@@ -143,13 +143,18 @@ class KernelNode:
 
     @classmethod
     def start(
-        cls, tag: str, attach: AttachMode = "auto", *, object_path: Path | None = None
+        cls,
+        tag: str,
+        attach: AttachMode = "auto",
+        *,
+        object_path: Path | None = None,
+        sizes: Sizes = SMALL,
     ) -> Self:
         """`tag`: makes the bpffs folder of this node its own."""
         needs_kernel()
         bpf_dir = Path(f"/sys/fs/bpf/tsr-test-{os.getpid()}-{tag}")
         try:
-            datapath = Datapath.open(object_path or built_object(), bpf_dir, SMALL, attach=attach)
+            datapath = Datapath.open(object_path or built_object(), bpf_dir, sizes, attach=attach)
         except Unusable as error:
             if "refuses" in str(error):
                 raise

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
+import os
+import random
+import struct
 from socket import htons
 
 import pytest
@@ -10,7 +14,7 @@ from datapath.agent.explain import Explainer
 from datapath.agent.record import EndpointRecord, State
 from datapath.agent.view import Address, Update, View
 from datapath.maps.layout import METRIC_LOST, Event, Metric
-from datapath.maps.ring import MemoryRing
+from datapath.maps.ring import RECORD_SIZE, EventRing, MemoryRing, Records
 from datapath.maps.tables import Tables
 from services.flows.filters import FlowFilter, parse_filter
 from services.flows.flow import Flow, decode_line, encode_line
@@ -31,6 +35,7 @@ BEGINNING = Update(
     rules=(RuleSource(16, WEB, 0, "ingress[0]", 12),),
     addresses=(Address("10.0.0.1", 256, "n2", "shop", "client"),),
 )
+RING_BYTES = 65536
 DENIED = {"type": 1, "reason": 133, "rule_id": 2, "verdict": 0}
 
 
@@ -188,6 +193,48 @@ def test_texts_are_shared_by_the_records_that_have_them() -> None:
     recorded.judged(event())
     recorded.log.drain()
     assert len({id(each.rule) for _, each, _ in recorded.log.recent.latest()}) == 1
+
+
+def test_many_records_are_explained_as_each_alone_would_be() -> None:
+    rng = random.Random(7)
+    recorded = Recorded()
+    for _ in range(2000):
+        recorded.judged(
+            event(
+                rule_id=rng.choice((1, 2, 16, 99)),
+                endpoint=rng.choice((9, 10)),
+                direction=rng.choice((1, 2)),
+                saddr=bytes([10, 0, 0, rng.randrange(4)]) + bytes(12),
+                daddr=bytes([10, 0, 0, rng.randrange(4)]) + bytes(12),
+                type=rng.choice((1, 5)),
+                reason=rng.choice((0, 132, 133)),
+                verdict=rng.choice((0, 1, 2, 3)),
+            )
+        )
+    alone = [flow for one in list(recorded.ring.waiting) for flow in flows(one)]
+    assert recorded.flows() == alone
+    assert len({flow.rule for flow in alone}) > 4
+
+
+def test_the_ring_is_read_up_to_a_record_that_is_being_written_and_past_one_given_up() -> None:
+    written = [event(length=number) for number in range(5)]
+    memory = bytearray(Records.of(written).raw)
+    memory[1 * RECORD_SIZE + 3] |= 0x40
+    memory[3 * RECORD_SIZE + 3] |= 0x80
+    fd = os.memfd_create("ring")
+    os.truncate(fd, 2 * mmap.PAGESIZE + 2 * RING_BYTES)
+    os.pwrite(fd, struct.pack("=Q", len(memory)), mmap.PAGESIZE)
+    os.pwrite(fd, memory, 2 * mmap.PAGESIZE)
+    ring = EventRing(fd, RING_BYTES)
+    assert [one.length for one in ring.drain(100)] == [0, 2]
+    assert not ring.drain(100)
+    memory[3 * RECORD_SIZE + 3] = 0
+    os.pwrite(fd, memory, 2 * mmap.PAGESIZE)
+    assert [one.length for one in ring.drain(1)] == [3]
+    assert [one.length for one in ring.drain(100)] == [4]
+    assert ring.backlog() == 0
+    ring.close()
+    os.close(fd)
 
 
 def test_a_jump_of_the_wall_clock_moves_only_what_is_drained_after_it() -> None:
