@@ -394,13 +394,15 @@ class Endpoints:
             await self._clear_vanished(vanished)
 
     async def _finish_released(self) -> None:
-        for record in self.records:
-            if record.state is State.RELEASING and record.key not in self._busy:
-                try:
-                    with self._alone(record.key):
-                        await self._finish(record)
-                except TesseraError:
-                    return
+        for key in tuple(self._records):
+            record = self._records.get(key)  # others go on meanwhile
+            if record is None or record.state is not State.RELEASING or key in self._busy:
+                continue
+            try:
+                with self._alone(key):
+                    await self._finish(record)
+            except TesseraError:
+                return
 
     # -------------------------------------------------------------- after a break
 

@@ -28,6 +28,7 @@ class FakeIdentities:
         self.announced: dict[str, int] = {}
         self.numbers: dict[tuple[str, ...], int] = {}
         self.fails: dict[str, TesseraError] = {}
+        self.held_back: dict[str, asyncio.Event] = {}
         self.shift = 0
 
     def _check(self, what: str) -> None:
@@ -61,6 +62,8 @@ class FakeIdentities:
     async def withdraw(self, ips):
         self._check("withdraw")
         for ip in ips:
+            if ip in self.held_back:
+                await self.held_back[ip].wait()
             self.announced.pop(ip, None)
 
 
@@ -303,6 +306,29 @@ async def test_a_deletion_while_the_control_plane_is_away_is_finished_later() ->
     node.identities.fails.clear()
     again = await node.endpoints.create(wanted("x", "b"))
     await node.endpoints.delete(again.ref)
+    node.nothing_left()
+
+
+async def test_what_waits_to_be_released_may_be_taken_over_while_others_are_released() -> None:
+    node = Node()
+    addresses = {}
+    for name, netns in (("x", "a"), ("z", "c")):
+        made = await node.endpoints.create(wanted(name, netns, f"k8s:app={name}"))
+        addresses[name] = made.ip
+        node.identities.fails["withdraw"] = Retry("away")
+        await node.endpoints.delete(made.ref)
+        node.identities.fails.clear()
+    go_on = node.identities.held_back[addresses["x"]] = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        tidy = group.create_task(node.endpoints.tidy(lambda _: []))
+        await asyncio.sleep(0)
+        again = await node.endpoints.create(wanted("z", "c", "k8s:app=z"))
+        await node.endpoints.delete(again.ref)
+        go_on.set()
+        async with asyncio.timeout(5):
+            while node.endpoints.records:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        tidy.cancel()
     node.nothing_left()
 
 
