@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode, urlsplit
@@ -26,6 +27,10 @@ from services.runtime.errors import (
 DEADLINE_S = 15.0
 # The most that apid gives at once.
 PAGE = 10_000
+# A stream says something every 15 s; without a word for this long the connection is dead.
+SILENCE_S = 40.0
+RECONNECT_S = 1.0
+PROBLEM = "problem"
 _NO_HEADERS: Mapping[str, str] = {}
 _NO_QUERY: Mapping[str, str | int] = {}
 
@@ -51,6 +56,21 @@ class Reply:
     @property
     def ok(self) -> bool:
         return 200 <= self.status < 300
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Of a server-sent stream. `id` is empty where a reader cannot resume behind it. `problem`
+    events are the server's last words, or ours about a broken connection."""
+
+    name: str
+    data: bytes
+    id: str = ""
+
+    def to_json(self) -> str:
+        """On one line."""
+        at = {"id": self.id} if self.id else {}
+        return json.dumps({"event": self.name, **at, "data": json.loads(self.data)})
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -144,6 +164,36 @@ class Client:
         finally:
             connection.close()
 
+    def events(self, path: str, query: Mapping[str, str | int] = _NO_QUERY) -> Iterator[Event]:
+        """The events of a stream, endless: a connection that breaks is taken up again behind the
+        last id. Raises when the first attempt fails, or a later one for good."""
+        last_id, heard = "", False
+        while True:
+            try:
+                for event in self._stream(path, query, last_id):
+                    heard = True
+                    last_id = event.id or last_id
+                    yield event
+            except Retry as error:
+                if not heard:
+                    raise
+                yield Event(PROBLEM, json.dumps({"detail": f"{error}; trying again"}).encode())
+            time.sleep(RECONNECT_S)
+
+    def _stream(self, path: str, query: Mapping[str, str | int], last_id: str) -> Iterator[Event]:
+        connection = self._connection(SILENCE_S)
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
+        try:
+            connection.request("GET", _target(path, query), headers=headers)
+            response = connection.getresponse()
+            if response.status != http.client.OK:
+                raise failure(Reply(response.status, response.read()))
+            yield from _events(iter(response.readline, b""))
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable(error, SILENCE_S) from error
+        finally:
+            connection.close()
+
     def _connection(self, timeout_s: float | None) -> http.client.HTTPConnection:
         if self.address.startswith("unix://"):
             return _UnixConnection(self.address.removeprefix("unix://"), timeout_s)
@@ -190,6 +240,19 @@ def agent(path: str) -> Client:
         "start the node with `tessera up`, or name its socket with --agent-socket "
         "or TESSERA_AGENT_SOCKET",
     )
+
+
+def _events(lines: Iterator[bytes]) -> Iterator[Event]:
+    fields: dict[bytes, bytes] = {}
+    for line in lines:
+        name, _, value = line.rstrip(b"\r\n").partition(b": ")
+        if line in (b"\n", b"\r\n"):
+            if b"data" in fields:
+                at, name = fields.get(b"id", b""), fields.get(b"event", b"message")
+                yield Event(name.decode(), fields[b"data"], at.decode())
+            fields = {}
+        elif name:  # a comment has none
+            fields[name] = value
 
 
 def segment(text: str) -> str:

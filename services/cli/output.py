@@ -128,6 +128,16 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
+def lasting(seconds: float) -> str:
+    """The two largest units: 90061 s is "1 d 1 h"."""
+    left, parts = round(seconds), list[str]()
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2]) or "0 s"
+
+
 def note(line: str) -> None:
     """One line beside the output proper."""
     sys.stderr.write(line + "\n")

@@ -7,6 +7,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
+from services.cli.output import lasting
 from services.runtime.errors import Invalid
 
 T = TypeVar("T")
@@ -22,19 +23,166 @@ def decode(body: bytes, kind: type[T]) -> T:
         ) from error
 
 
+_NAMESPACE = "k8s:io.kubernetes.pod.namespace="
+# On every identity of a cluster, and in the way of what tells them apart.
+_CLUSTER = "k8s:io.cilium.k8s.policy.cluster="
+
+
+def namespace_of(labels: tuple[str, ...]) -> str:
+    found = (label.removeprefix(_NAMESPACE) for label in labels if label.startswith(_NAMESPACE))
+    return next(found, "-")
+
+
+def telling(labels: tuple[str, ...]) -> str:
+    """The labels that a namespace column leaves to be said."""
+    kept = (label for label in labels if not label.startswith((_NAMESPACE, _CLUSTER)))
+    return ",".join(kept) or "-"
+
+
 class Identity(Struct, frozen=True):
     id: int
     labels: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
     scope: str = ""
+    addresses: int = 0
 
     def row(self) -> tuple[str, ...]:
-        return (str(self.id), self.scope, ",".join(self.nodes) or "-", ",".join(self.labels))
+        namespace, counts = namespace_of(self.labels), (len(self.nodes), self.addresses)
+        return (str(self.id), namespace, *map(str, counts), telling(self.labels))
+
+    def lines(self) -> list[tuple[str, str]]:
+        first, *rest = self.labels or ("-",)
+        return [
+            ("scope", self.scope),
+            ("labels", first),
+            *(("", label) for label in rest),
+            ("nodes", ", ".join(self.nodes) or "-"),
+            ("addresses", str(self.addresses)),
+        ]
 
 
 class Identities(Struct, frozen=True):
     identities: tuple[Identity, ...]
     next: int = 0
+
+
+class Announced(Struct, frozen=True):
+    """An endpoint's address, as its node announced it."""
+
+    ip: str
+    identity: int = 0
+    namespace: str = ""
+    name: str = ""
+    node: str = ""
+
+    @property
+    def ref(self) -> str:
+        return f"{self.namespace}/{self.name}" if self.name else "-"
+
+
+class Reference(Struct, frozen=True):
+    node: str
+    held: bool = True
+    endpoints: tuple[Announced, ...] = ()
+
+    def rows(self) -> list[tuple[str, ...]]:
+        holds = "yes" if self.held else "no"
+        rows: list[tuple[str, ...]] = [
+            (self.node, holds, one.ref, one.ip) for one in self.endpoints
+        ]
+        return rows or [(self.node, holds, "-", "-")]
+
+
+class References(Struct, frozen=True):
+    references: tuple[Reference, ...]
+
+
+class IdentityStats(Struct, frozen=True):
+    cluster: str
+    total: int
+    used: int
+    quarantined: int
+    free: int
+    pressure: str = "none"
+    unreferenced: int = 0
+    references: int = 0
+    addresses: int = 0
+    nodes: int = 0
+    namespaces: int = 0
+    window_s: float = 0.0
+    created_per_s: float = 0.0
+    collected_per_s: float = 0.0
+    exhausted_in_s: float | None = None
+
+    @property
+    def taken(self) -> float:
+        return 1 - self.free / self.total
+
+    def lines(self) -> list[tuple[str, str]]:
+        window = f"over the last {lasting(self.window_s)}"
+        forecast = "not in sight"
+        if self.exhausted_in_s is not None:
+            forecast = f"in {lasting(self.exhausted_in_s)}, if it goes on as {window}"
+        return [
+            ("used", f"{self.used} of {self.total}"),
+            ("unreferenced", f"{self.unreferenced}  (of the used; collected after a grace)"),
+            ("quarantined", f"{self.quarantined}  (collected; not given out again yet)"),
+            ("free", f"{self.free}  ({self.free / self.total:.1%})"),
+            ("created", f"{self.created_per_s:.2f}/s {window}"),
+            ("collected", f"{self.collected_per_s:.2f}/s {window}"),
+            ("exhausted", forecast),
+            ("references", f"{self.references}  (from {self.nodes} nodes)"),
+            ("addresses", str(self.addresses)),
+            ("namespaces", str(self.namespaces)),
+        ]
+
+
+class ValueUsage(Struct, frozen=True):
+    value: str
+    identities: int
+
+    def row(self) -> tuple[str, ...]:
+        return (self.value or '""', str(self.identities))
+
+
+class KeyUsage(Struct, frozen=True):
+    key: str
+    identities: int
+    values: int
+    commonest: tuple[ValueUsage, ...] = ()
+
+    def row(self) -> tuple[str, ...]:
+        shown = ",".join(f"{value}={count}" for value, count in (v.row() for v in self.commonest))
+        return (self.key, str(self.values), str(self.identities), shown)
+
+
+class NamespaceUsage(Struct, frozen=True):
+    namespace: str
+    identities: int
+
+    def row(self) -> tuple[str, ...]:
+        return (self.namespace or "-", str(self.identities))
+
+
+class IdentityUsage(Struct, frozen=True):
+    keys: tuple[KeyUsage, ...]
+    namespaces: tuple[NamespaceUsage, ...] = ()
+
+
+class Said(Struct, frozen=True):
+    """Of a problem, the words."""
+
+    detail: str
+
+
+class IdentityChange(Struct, frozen=True):
+    id: int
+    labels: tuple[str, ...] = ()
+    node: str = ""
+
+    def line(self, name: str) -> str:
+        by = f"  by {self.node}" if self.node else ""
+        return f"{name:<10} {self.id:<8} {namespace_of(self.labels):<12} {telling(self.labels)}{by}"
 
 
 class Endpoint(Struct, frozen=True):

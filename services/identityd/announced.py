@@ -7,7 +7,7 @@ over: it was told where it was written, or belongs to somebody else.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -49,9 +49,17 @@ class Announced:
     def nodes(self) -> list[str]:
         return sorted(self._addresses_of_node)
 
+    def __iter__(self) -> Iterator[str]:
+        """The addresses, in no order."""
+        return iter(self._values)
+
     def at(self, ip: str) -> Address | None:
         value = self._values.get(ip)
         return None if value is None else self._address(value)
+
+    def count(self, number: NumericIdentity) -> int:
+        """Addresses of the identity."""
+        return len(self._of_identity.get(number, ()))
 
     def of_identity(self, number: NumericIdentity) -> list[Address]:
         return self._sorted(self._of_identity.get(number, ()))

@@ -78,7 +78,7 @@ class Collector:
 
     async def run(self) -> None:
         """Until cancelled. Raises `Retry` when the store is away."""
-        await self._until_synced()
+        await self._view.until_synced()
         now_s = self._clock.monotonic_s()
         caution = Caution(self._session_ttl_s, self._signs(now_s), now_s)
         while True:
@@ -102,13 +102,6 @@ class Collector:
     def _signs(self, now_s: float) -> Signs:
         view = self._view
         return Signs(view.losses.lately(now_s), view.references, self._store.term, view.heard_s)
-
-    async def _until_synced(self) -> None:
-        while True:
-            try:
-                return await self._view.ready()
-            except Retry:
-                continue
 
     def _due(self, now_s: float) -> list[NumericIdentity]:
         due: list[NumericIdentity] = []

@@ -3,7 +3,7 @@
     agents ──gRPC──► IdentityServicer ─┬─► Sessions ───────────────► leases, node keys ──┐
                           │            ├─► Announcer ──────────────► ip keys ────────────┤
                           │            └─► Allocator ──► Committer ► idx, id, ref ───────┤► store
-                          │ lists          │ decides from                                │
+   operators ─► IdentityQueriesDoor        │ decides from                                │
                           └──► IdentityView ◄──────────── watch ─────────────────────────┤
                                    │ idle numbers                                        │
                                    └──► Collector ─────────────────► tomb, deletes ──────┘
@@ -23,6 +23,7 @@ from typing import Final
 
 import grpc.aio
 from tessera_wire.identity.v1.identity_pb2_grpc import add_IdentityServiceServicer_to_server
+from tessera_wire.identity.v1.queries_pb2_grpc import add_IdentityQueriesServicer_to_server
 
 from identity import labels as label_sets
 from identity.allocate import FreeNumbers
@@ -32,10 +33,13 @@ from services.identityd.allocator import Allocator
 from services.identityd.announce import Announcer
 from services.identityd.gc import Collector
 from services.identityd.heartbeat import beat
+from services.identityd.queries import IdentityQueries
+from services.identityd.query_service import IdentityQueriesDoor
 from services.identityd.rules import LabelRules, RulesInForce
 from services.identityd.service import IdentityServicer
 from services.identityd.session import Sessions
 from services.identityd.stats import Counts, observe
+from services.identityd.trend import Trend
 from services.identityd.view import IdentityView
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.config import IdentitydConfig
@@ -105,8 +109,19 @@ async def identityd(config: IdentitydConfig, clock: Clock) -> None:
             cluster_id=config.cluster_id,
         )
 
+        trend = Trend(view, clock)
+        questions = IdentityQueriesDoor(
+            view,
+            IdentityQueries(view, clock, config.cluster),
+            trend,
+            clock,
+            cluster=config.cluster,
+            cluster_id=config.cluster_id,
+        )
+
         def register(server: grpc.aio.Server) -> None:
             add_IdentityServiceServicer_to_server(servicer, server)
+            add_IdentityQueriesServicer_to_server(questions, server)
 
         async with (
             asyncio.TaskGroup() as tasks,
@@ -116,6 +131,8 @@ async def identityd(config: IdentitydConfig, clock: Clock) -> None:
             tasks.create_task(restarting("identity view", view.follow, clock))
             tasks.create_task(restarting("label rules", partial(rules.follow, store), clock))
             tasks.create_task(restarting("heartbeat", partial(beat, store, clock), clock))
+            tasks.create_task(restarting("identity trend", trend.count, clock))
+            tasks.create_task(restarting("identity samples", trend.sample, clock))
             tasks.create_task(restarting("identity collector", collector.run, clock))
             log.info("identityd.serving", listen=bound.target)
             await asyncio.Event().wait()

@@ -10,9 +10,7 @@ from msgspec import UNSET
 from tessera_wire.identity.v1 import identity_pb2 as pb
 from tessera_wire.identity.v1.identity_pb2_grpc import IdentityServiceServicer
 
-from identity import labels as label_sets
-from identity.numbers import NumericIdentity, Scope, scope_of
-from identity.selector import Selector
+from identity.numbers import NumericIdentity
 from services.identityd.allocator import Allocated, Allocator, Item
 from services.identityd.announce import Announcer
 from services.identityd.published import AddressValue
@@ -24,7 +22,6 @@ from services.runtime.errors import (
     Conflict,
     Exhausted,
     Invalid,
-    NotFound,
     Retry,
     TesseraError,
 )
@@ -152,61 +149,6 @@ class IdentityServicer(IdentityServiceServicer):
         revision = await set_rules(self._store, rules, Revision(wanted.revision))
         await self._rules.reached(revision)
         return _rules_to_wire(self._rules)
-
-    async def GetIdentity(self, request: pb.GetIdentityRequest, context: _Context) -> pb.Identity:
-        await self._view.ready()
-        return self._identity(_allocated_anywhere(request.id))
-
-    async def ListIdentities(
-        self, request: pb.ListIdentitiesRequest, context: _Context
-    ) -> pb.ListIdentitiesResponse:
-        """`limit` 0: all. `next` 0: there are no more; else pass it as `after`."""
-        await self._view.ready()
-        try:
-            selector = Selector.parse(request.selector)
-        except label_sets.Invalid as error:
-            raise Invalid(str(error)) from None
-        # One more than asked for tells whether there is a next page.
-        limit = request.limit + 1 if request.limit else -1
-        page = self._view.chosen(selector, request.after, limit)
-        more = bool(request.limit) and len(page) > request.limit
-        shown = page[: request.limit] if more else page
-        return pb.ListIdentitiesResponse(
-            identities=[self._identity(number) for number in shown],
-            next=shown[-1] if more else 0,
-        )
-
-    def _identity(self, number: NumericIdentity) -> pb.Identity:
-        labels = self._view.labels_of(number)
-        if labels is None:
-            raise NotFound(f"identity {number} is not in use in cluster {self._cluster!r}")
-        return pb.Identity(
-            id=number,
-            labels=labels_to_wire(labels),
-            nodes=self._view.nodes_of(number),
-            scope=_shown_scope(number),
-        )
-
-
-def _allocated_anywhere(number: int) -> NumericIdentity:
-    """Raises `NotFound` for numbers that only the node which made them knows."""
-    if _shown_scope(number) == "local":
-        raise NotFound(f"identity {number} is local to one node; ask that node's agent")
-    return NumericIdentity(number)
-
-
-def _shown_scope(number: int) -> str:
-    try:
-        scope = scope_of(number)
-    except label_sets.Invalid as error:
-        raise NotFound(str(error)) from None
-    match scope:
-        case Scope.FIXED:
-            return Scope.RESERVED.value
-        case Scope.REMOTE_NODE:
-            return Scope.LOCAL.value
-        case _:
-            return scope.value
 
 
 def _result(result: Allocated | TesseraError) -> pb.AllocateResult:

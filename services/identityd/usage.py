@@ -71,11 +71,14 @@ class Usage:
         found = [KeyUsage(k, counter.total(), len(counter)) for k, counter in merged.items()]
         return sorted(found, key=lambda usage: (-usage.values, usage.key))
 
-    def values_of(self, key: str, limit: int) -> list[tuple[str, int]]:
-        """(value, identities), the commonest first."""
+    def values_of(
+        self, key: str, limit: int, namespace: str | None = None
+    ) -> list[tuple[str, int]]:
+        """(value, identities), the commonest first. `namespace` None: of all of them."""
         merged: Counter[str] = Counter()
-        for values in self._values.values():
-            merged.update(values.get(key, {}))
+        for name, values in self._values.items():
+            if namespace in (None, name):
+                merged.update(values.get(key, {}))
         return sorted(merged.items(), key=lambda each: (-each[1], each[0]))[:limit]
 
     def in_namespace(self, namespace: str) -> int:

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from pyroaring import BitMap
+
 from identity import keys
 from identity.allocate import Buried, FreeNumbers, Wanted
 from identity.index import Postings
@@ -129,6 +131,10 @@ class IdentityView:
                 "identityd has not read the identities from the store yet; try again in a moment"
             ) from None
 
+    async def until_synced(self) -> None:
+        """However long that takes."""
+        await self._synced.wait()
+
     @property
     def is_synced(self) -> bool:
         return self._synced.is_set()
@@ -165,15 +171,9 @@ class IdentityView:
         number, tomb = found
         return Buried(number, tomb.digest, tomb.revision)
 
-    def chosen(self, selector: Selector, after: int, limit: int) -> list[NumericIdentity]:
-        """Ascending, greater than `after`, at most `limit`; reserved identities included."""
-        members = self._postings.evaluate(selector)
-        page: list[NumericIdentity] = []
-        for number in members.iter_equal_or_larger(after + 1):
-            if len(page) == limit:
-                break
-            page.append(NumericIdentity(number))
-        return page
+    def members(self, selector: Selector) -> BitMap:
+        """The identities that `selector` chooses, standing ones included; the caller's own."""
+        return self._postings.evaluate(selector)
 
     @property
     def in_use(self) -> int:

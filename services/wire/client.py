@@ -6,6 +6,7 @@ a second attempt would mean.
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import TypeVar
 
 import grpc
@@ -88,6 +89,22 @@ async def call(
     except grpc.aio.AioRpcError as error:
         target, service = _dialled(method)
         raise translate(error, target, service=service) from error
+
+
+async def receive(
+    method: grpc.aio.UnaryStreamMultiCallable[_Request, _Response], request: _Request
+) -> AsyncGenerator[_Response, None]:
+    """The messages of a stream, which may be endless; closing the generator ends the call. Raises a
+    `TesseraError` that carries the server's own words."""
+    stream = method(request, metadata=trace_metadata())
+    try:
+        async for message in stream:
+            yield message
+    except grpc.aio.AioRpcError as error:
+        target, service = _dialled(method)
+        raise translate(error, target, service=service) from error
+    finally:
+        stream.cancel()
 
 
 def trace_metadata() -> tuple[tuple[str, str], ...]:

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestClient, TestServer
-from tessera_wire.identity.v1 import identity_pb2, identity_pb2_grpc
+from tessera_wire.identity.v1 import identity_pb2, queries_pb2, queries_pb2_grpc
 from tessera_wire.ipam.v1 import ipam_pb2, ipam_pb2_grpc
 
 from services.apid.app import application
@@ -36,25 +36,23 @@ API = 1002
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 
 
-class FakeIdentities(identity_pb2_grpc.IdentityServiceServicer):
-    async def ListIdentities(
-        self, request: identity_pb2.ListIdentitiesRequest, context: object
-    ) -> identity_pb2.ListIdentitiesResponse:
+class FakeIdentities(queries_pb2_grpc.IdentityQueriesServicer):
+    async def List(
+        self, request: queries_pb2.ListRequest, context: object
+    ) -> queries_pb2.ListResponse:
         if request.selector == "((":
             raise Invalid("selector '((': parentheses do not pair")
-        identity = identity_pb2.Identity(
+        if request.selector == "old" and request.revision:
+            raise Conflict("the list of revision 9 can no longer be read")
+        identity = queries_pb2.Identity(
             id=API,
             labels=identity_pb2.LabelSet(labels=["k8s:app=api"]),
             nodes=["n1"],
             scope="cluster",
         )
-        return identity_pb2.ListIdentitiesResponse(
-            identities=[identity], next=request.limit + request.after
-        )
+        return queries_pb2.ListResponse(identities=[identity], revision=9, more=True)
 
-    async def GetIdentity(
-        self, request: identity_pb2.GetIdentityRequest, context: object
-    ) -> identity_pb2.Identity:
+    async def Get(self, request: queries_pb2.GetRequest, context: object) -> queries_pb2.Identity:
         match request.id:
             case 409:
                 raise Conflict("somebody was first")
@@ -93,7 +91,7 @@ class FakeIpam(ipam_pb2_grpc.IpamServiceServicer):
 
 
 def register(server: grpc.aio.Server) -> None:
-    identity_pb2_grpc.add_IdentityServiceServicer_to_server(FakeIdentities(), server)
+    queries_pb2_grpc.add_IdentityQueriesServicer_to_server(FakeIdentities(), server)
     ipam_pb2_grpc.add_IpamServiceServicer_to_server(FakeIpam(), server)
 
 
@@ -270,9 +268,10 @@ async def test_identities_are_listed_and_found(client: Client) -> None:
         "labels": ["k8s:app=api"],
         "nodes": ["n1"],
         "scope": "cluster",
+        "addresses": 0,
     }
     second = await get(client, f"{path}&cursor={first['next']}")
-    assert second["next"] not in ("", first["next"])
+    assert second["revision"] == first["revision"] == 9
     missing = await get(client, "/v1/identities/7", status=404)
     assert missing["detail"] == "identity 7 does not exist"
     await get(client, "/v1/identities/web", status=404)
@@ -291,6 +290,13 @@ async def test_a_bug_in_a_service_is_that_services_fault(client: Client) -> None
 async def test_a_services_refusal_is_in_its_words(client: Client) -> None:
     answer = await get(client, "/v1/identities?labels=((", status=422)
     assert answer["detail"] == "selector '((': parentheses do not pair"
+
+
+async def test_a_list_that_moved_on_too_far_is_gone(client: Client) -> None:
+    first = await get(client, "/v1/identities?labels=old&limit=1")
+    path = f"/v1/identities?labels=old&limit=1&cursor={first['next']}"
+    gone = await get(client, path, status=410)
+    assert gone["type"] == "urn:tessera:problem:cursor-expired"
 
 
 async def test_addresses_are_passed_on(client: Client) -> None:
@@ -366,7 +372,10 @@ async def test_a_body_too_large_is_refused_in_words(client: Client) -> None:
 async def test_the_document_describes_every_route_and_resolves(client: Client) -> None:
     document = await get(client, "/v1/openapi.json")
     assert document["openapi"] == "3.1.0"
-    assert len(document["paths"]) == 17
+    async with connected(ApidConfig()) as backends:
+        routes = {(route.method.lower(), route.path) for route in table(backends)}
+    described = {(method, path) for path, on in document["paths"].items() for method in on}
+    assert described == routes
     parameters = document["paths"]["/v1/policies/wait"]["get"]["parameters"]
     assert [(p["name"], p["required"]) for p in parameters if p["in"] == "query"] == [
         ("revision", True),

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from services.cli import client
 from tests.fakes.http_door import http_door
 
 POLICY = b"""apiVersion: cilium.io/v2
@@ -63,6 +64,51 @@ def test_an_address_that_is_no_url_is_refused_by_name(address):
     assert address in done.stderr.decode()
 
 
+def test_a_long_list_is_read_page_by_page_and_shown_as_one():
+    pages = [
+        (200, encoded({"identities": [{"id": 1}, {"id": 2}], "revision": 7, "next": "abc"})),
+        (200, encoded({"identities": [{"id": 3}], "revision": 7, "next": ""})),
+    ]
+    with http_door({("GET", "/v1/identities"): pages}) as door:
+        done = tessera("identity", "list", "-o", "json", "--server", door.address)
+    whole = json.loads(done.stdout)
+    assert ([one["id"] for one in whole["identities"]], whole["next"]) == ([1, 2, 3], "")
+    assert [asked.query.get("cursor") for asked in door.asked] == [None, "abc"]
+
+
+def test_a_stream_that_breaks_is_taken_up_where_it_broke(monkeypatch):
+    monkeypatch.setattr(client, "RECONNECT_S", 0.0)
+    first = b'retry: 1000\n\nevent: synced\nid: 7\ndata: {"revision":7}\n\n: keep-alive\n\n'
+    second = b'event: created\nid: 8\ndata: {"id":300}\n\n'
+    answers = [(200, first), (503, b'{"detail":"identityd is away"}'), (200, second)]
+    with http_door({("GET", "/v1/identities/watch"): answers}) as door:
+        events = client.server(door.address).events("/v1/identities/watch")
+        seen = [next(events) for _ in range(3)]
+        events.close()
+    assert [(event.name, event.id) for event in seen] == [
+        ("synced", "7"), ("problem", ""), ("created", "8")
+    ]  # fmt: skip
+    assert b"identityd is away; trying again" in seen[1].data
+    assert [asked.headers.get("last-event-id") for asked in door.asked] == [None, "7", "7"]
+
+
+def test_a_stream_that_never_began_is_an_error():
+    with http_door({("GET", "/v1/identities/watch"): (422, b'{"detail":"no selector"}')}) as door:
+        done = tessera("identity", "watch", "-l", "((", "--server", door.address)
+    assert (done.returncode, done.stderr) == (1, b"tessera: no selector\n")
+
+
+def test_the_forecast_is_told_in_words_and_pressure_beside_it():
+    body = {
+        "cluster": "c1", "total": 1000, "used": 890, "quarantined": 10, "free": 100,
+        "pressure": "high", "exhausted_in_s": 7260.0, "window_s": 600.0,
+    }  # fmt: skip
+    with http_door({("GET", "/v1/identities/stats"): (200, encoded(body))}) as door:
+        done = tessera("identity", "stats", "--server", door.address)
+    assert "in 2 h 1 min, if it goes on as over the last 10 min" in done.stdout.decode()
+    assert done.stderr.decode().startswith("90% of the numbers are taken; see which labels")
+
+
 def test_the_server_may_come_from_the_environment():
     with http_door({("GET", "/v1/identities"): (200, b'{"identities":[]}')}) as door:
         done = tessera("identity", "list", "-o", "json", TESSERA_SERVER=door.address)
@@ -75,7 +121,7 @@ def test_identities_are_a_table_and_the_same_body_as_json():
     with http_door({("GET", "/v1/identities"): (200, encoded(body))}) as door:
         table = tessera("identity", "list", "-l", "app=a", "--server", door.address)
         text = tessera("identity", "list", "-o", "json", "--server", door.address)
-    assert table.stdout.decode().splitlines()[1].split() == ["300", "n1", "k8s:app=a"]
+    assert table.stdout.decode().splitlines()[1].split() == ["300", "-", "1", "0", "k8s:app=a"]
     assert door.asked[0].query["labels"] == "app=a"
     assert json.loads(text.stdout) == body
 

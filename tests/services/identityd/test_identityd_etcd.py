@@ -199,46 +199,6 @@ async def test_a_node_meets_the_service_over_grpc(etcd, tmp_path):
             )
 
 
-async def test_operators_page_through_identities_over_grpc(etcd, tmp_path):
-    async with served(etcd, tmp_path) as identity:
-        session = await ask(identity.OpenSession, pb.OpenSessionRequest(node="node-a"))
-        answer = await ask(
-            identity.Allocate,
-            pb.AllocateRequest(
-                node="node-a",
-                lease=session.lease,
-                items=items(*(f"k8s:app=app{i}" for i in range(7))),
-            ),
-        )
-        numbers = sorted(result.identity for result in answer.results)
-
-        async def shown() -> list[pb.Identity]:
-            found: list[pb.Identity] = []
-            after = 0
-            while True:
-                request = pb.ListIdentitiesRequest(selector="app,app!=etcd", limit=3, after=after)
-                page = await ask(identity.ListIdentities, request)
-                found += page.identities
-                after = page.next
-                if not after:
-                    return found
-
-        async with asyncio.timeout(DEADLINE_S):
-            while [each.id for each in await shown()] != numbers:
-                pass
-        assert {tuple(each.nodes) for each in await shown()} == {("node-a",)}
-        one = await ask(identity.GetIdentity, pb.GetIdentityRequest(id=numbers[0]))
-        assert one.scope == "cluster"
-        host = await ask(identity.GetIdentity, pb.GetIdentityRequest(id=1))
-        assert (list(host.labels.labels), host.scope) == (["reserved:host"], "reserved")
-        with pytest.raises(NotFound, match="not in use"):
-            await ask(identity.GetIdentity, pb.GetIdentityRequest(id=255))
-        with pytest.raises(NotFound, match="local to one node"):
-            await ask(identity.GetIdentity, pb.GetIdentityRequest(id=1 << 24))
-        with pytest.raises(Invalid, match="the forms are"):
-            await ask(identity.ListIdentities, pb.ListIdentitiesRequest(selector="a b"))
-
-
 async def test_a_cluster_id_beyond_the_format_is_refused_at_the_start():
     with pytest.raises(Invalid, match=r"identityd\.cluster_id: cluster id 300"):
         await identityd(IdentitydConfig(cluster_id=300), SystemClock())

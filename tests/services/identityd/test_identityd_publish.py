@@ -179,25 +179,17 @@ async def test_announcing_on_a_dead_lease_asks_for_a_new_session(store, one):
 # ------------------------------------------------------------------ the view
 
 
-async def test_pages_of_a_selection_follow_one_another(store, one):
+async def test_a_selection_names_its_members(store, one):
     lease = await one.open()
     numbers = sorted(await one.allocate(lease, *(f"k8s:app=app{i}" for i in range(25))))
     await until(lambda: one.view.in_use == 25, "the view has seen all")
     selector = Selector.parse("app,app!=etcd,io.cilium.k8s.policy.cluster=default")
-    seen: list[int] = []
-    while page := one.view.chosen(selector, seen[-1] if seen else 0, 10):
-        seen += page
-    assert seen == numbers
-    assert one.view.chosen(Selector.parse("app=app3"), 0, -1) == await one.allocate(
-        lease, "k8s:app=app3"
-    )
-    assert one.view.chosen(Selector.parse("reserved:host"), 0, -1) == [1]
-    assert one.view.chosen(Selector.EVERYTHING, 0, 29) == [
-        *range(1, 12),
-        *range(100, 116),
-        128,
-        numbers[0],
-    ]
+    assert list(one.view.members(selector)) == numbers
+    [third] = await one.allocate(lease, "k8s:app=app3")
+    assert list(one.view.members(Selector.parse("app=app3"))) == [third]
+    assert list(one.view.members(Selector.parse("reserved:host"))) == [1]
+    standing = [*range(1, 12), *range(100, 116), 128]
+    assert list(one.view.members(Selector.EVERYTHING)) == standing + numbers
 
 
 async def test_the_view_survives_lost_history_with_nothing_left_over(store, one):
@@ -210,7 +202,7 @@ async def test_the_view_survives_lost_history_with_nothing_left_over(store, one)
     store.break_watches()
     await until(lambda: not one.view.nodes_of(second), "the released reference")
     await until(lambda: one.view.labels_of(first) is None, "the removed identity")
-    assert one.view.chosen(Selector.parse("app,app!=etcd"), 0, -1) == [second]
+    assert list(one.view.members(Selector.parse("app,app!=etcd"))) == [second]
 
 
 async def test_a_view_that_starts_over_forgets_what_is_gone(store):
@@ -221,6 +213,6 @@ async def test_a_view_that_starts_over_forgets_what_is_gone(store):
                 following = tasks.create_task(one.view.follow())
                 await asyncio.sleep(0)
                 await one.view.ready()
-                assert one.view.chosen(Selector.parse("app,app!=etcd"), 0, -1) == expected
+                assert list(one.view.members(Selector.parse("app,app!=etcd"))) == expected
                 following.cancel()
             await store.delete(keys.id_key(300))
