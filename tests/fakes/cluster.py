@@ -208,7 +208,6 @@ class Cluster:
 
     def add_pod(self, node: ClusterNode, name: str, namespace: str = "shop", **labels: str) -> Pod:
         ns = Namespace.create("tsr-pod")
-        self._cleanup.callback(ns.delete)
         body = {
             "namespace": namespace,
             "name": name,
@@ -219,6 +218,15 @@ class Cluster:
         pod = Pod(ns, node, name, json.loads(made))
         self.pods.append(pod)
         return pod
+
+    def remove_pod(self, pod: Pod) -> None:
+        pod.node.agent.request("DELETE", f"/v1/endpoints/{pod.id}")
+        pod.ns.delete()
+        self.pods.remove(pod)
+
+    def clear_policies(self) -> None:
+        for one in json.loads(self.plane.rest.get("/v1/policies"))["policies"]:
+            self.plane.withdraw(one["kind"], one.get("namespace", ""), one["name"])
 
     def settled(self) -> None:
         """Every node knows every other, every pod, and the way to it."""
@@ -244,3 +252,5 @@ class Cluster:
 
     def stop(self) -> None:
         self._cleanup.close()
+        for pod in self.pods:
+            pod.ns.delete()

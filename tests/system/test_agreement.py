@@ -23,6 +23,7 @@ from services.policy.parse import parse
 from services.policy.resolve import Resolver, ResolverSettings
 from tests.fakes.kernel_lookup import judge
 from tests.fakes.netns import Namespace
+from tests.fakes.random_policies import random_policy
 from tests.fakes.stack import Stack
 
 pytestmark = pytest.mark.kernel
@@ -32,24 +33,6 @@ PORTS = (8080, 8085, 9000)
 TCP = socket.IPPROTO_TCP
 # Loopback between namespaces answers in well under a millisecond; what is silent was dropped.
 SILENCE_S = 0.4
-PEERS = (
-    '{"fromEndpoints": [{"matchLabels": {"app": "APP"}}]}',
-    '{"fromEndpoints": [{}]}',
-    '{"fromEndpoints": [{"matchExpressions": '
-    '[{"key": "app", "operator": "NotIn", "values": ["APP"]}]}]}',
-    '{"fromEntities": ["cluster"]}',
-    '{"fromEntities": ["all"]}',
-    '{"fromCIDR": ["10.0.0.0/8"]}',
-    "{}",
-)
-TO_PORTS = (
-    [],
-    [{"port": "8080", "protocol": "TCP"}],
-    [{"port": "8080", "endPort": 8090, "protocol": "TCP"}],
-    [{"port": "9000"}],
-    [{"port": "0", "protocol": "TCP"}],
-    [{"port": "9000", "protocol": "UDP"}],
-)
 Probe = tuple[str, str, int]
 
 
@@ -81,26 +64,6 @@ def pods(stack: Stack) -> Iterator[dict[str, Pod]]:
             identity = next(e["identity"] for e in stack.endpoints() if e["name"] == app)
             found[app] = Pod(ns, ip, identity)
         yield found
-
-
-def random_policy(rng: random.Random, number: int) -> str:
-    subject = rng.choice([{}, {"matchLabels": {"app": rng.choice(APPS)}}])
-    spec: dict[str, object] = {"endpointSelector": subject}
-    for _ in range(rng.randint(1, 2)):
-        side = rng.choice(["ingress", "ingress", "egress", "egress", "ingressDeny", "egressDeny"])
-        text = rng.choice(PEERS).replace("APP", rng.choice(APPS))
-        clause = json.loads(text if side.startswith("in") else text.replace("from", "to"))
-        if ports := rng.choice(TO_PORTS):
-            clause["toPorts"] = [{"ports": ports}]
-        spec[side] = [clause]
-    return json.dumps(
-        {
-            "apiVersion": "cilium.io/v2",
-            "kind": "CiliumNetworkPolicy",
-            "metadata": {"name": f"random-{number}", "namespace": "shop"},
-            "spec": spec,
-        }
-    )
 
 
 def engine_verdicts(stack: Stack, pods: dict[str, Pod], manifests: list[str]) -> dict[Probe, bool]:
@@ -170,7 +133,7 @@ def packet_verdicts(pods: dict[str, Pod]) -> dict[Probe, bool]:
 @pytest.mark.parametrize("seed", range(12))
 def test_engine_kernel_and_packets_agree(stack: Stack, pods: dict[str, Pod], seed: int) -> None:
     rng = random.Random(seed)
-    manifests = [random_policy(rng, number) for number in range(rng.randint(1, 4))]
+    manifests = [random_policy(rng, number, APPS) for number in range(rng.randint(1, 4))]
     try:
         stack.apply("\n---\n".join(manifests))
         expected = engine_verdicts(stack, pods, manifests)

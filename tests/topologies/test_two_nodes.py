@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import pytest
@@ -23,26 +22,20 @@ spec:
 """
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    made = Cluster.start("two")
-    try:
-        one, two = made.nodes
-        made.add_pod(one, "client", app="client")
-        made.add_pod(one, "neighbour", app="db")
-        made.add_pod(two, "db", app="db")
-        made.add_pod(two, "other", app="other")
-        made.settled()
-        yield made
-    finally:
-        made.stop()
+@pytest.fixture(scope="module", autouse=True)
+def pods(cluster: Cluster) -> None:
+    one, two = cluster.nodes
+    cluster.add_pod(one, "client", app="client")
+    cluster.add_pod(one, "neighbour", app="db")
+    cluster.add_pod(two, "db", app="db")
+    cluster.add_pod(two, "other", app="other")
+    cluster.settled()
 
 
 @pytest.fixture(autouse=True)
 def no_policy(cluster: Cluster) -> Iterator[None]:
     yield
-    for one in json.loads(cluster.plane.rest.get("/v1/policies"))["policies"]:
-        cluster.plane.withdraw(one["kind"], one.get("namespace", ""), one["name"])
+    cluster.clear_policies()
 
 
 def pod(cluster: Cluster, name: str) -> Pod:
@@ -96,8 +89,7 @@ def test_a_new_identity_is_let_in_on_the_other_node(cluster: Cluster) -> None:
     fresh = cluster.add_pod(cluster.nodes[0], "fresh", tier="fresh")
     with db.ns.listen(80):
         eventually(lambda: fresh.ns.can_connect(db.ip, 80), "the new pod is not let in")
-        fresh.node.agent.request("DELETE", "/v1/endpoints/shop/fresh")
-    cluster.pods.remove(fresh)
+    cluster.remove_pod(fresh)
     cluster.settled()
 
 
@@ -168,6 +160,5 @@ def test_routes_follow_the_endpoints_and_survive_the_agent(cluster: Cluster) -> 
     assert f"via {two.ip}" in route()
     late = cluster.add_pod(two, "late", app="late")
     eventually(lambda: "via" in one.ns.ip(f"route show {late.ip}"), "no route to the new pod")
-    two.agent.request("DELETE", "/v1/endpoints/shop/late")
-    cluster.pods.remove(late)
+    cluster.remove_pod(late)
     eventually(lambda: not one.ns.ip(f"route show {late.ip}"), "the route stays")
