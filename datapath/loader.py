@@ -2,7 +2,8 @@
 
 The kernel keeps everything: maps and attachments are pinned, so that the agent's end changes
 nothing for the packets, and the next agent takes over without a gap: `open` loads the programs
-beside the running ones onto the same maps, `replace_programs` exchanges them in place.
+beside the running ones onto the same maps, or onto new ones filled from those of an earlier
+layout (migrate.py), `replace_programs` exchanges them in place.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Self
 
-from datapath import pins
+from datapath import migrate, pins
 from datapath.attachments import Attachments, AttachMode
 from datapath.libbpf import BpfObject
 from datapath.maps.ring import EventRing
@@ -61,10 +62,12 @@ class Datapath:
                 if sizes.of(name):
                     spec.resize(sizes.of(name))
                 pins.pin_map(spec, bpf_dir / MAPS_DIR / name)
-            return cls(bpf, bpf.load(log_dir), bpf_dir, attach)
+            made = cls(bpf, bpf.load(log_dir), bpf_dir, attach)
+            migrate.carry_over(bpf_dir, made.tables)
         except TesseraError:
             bpf.close()
             raise
+        return made
 
     @property
     def programs(self) -> dict[str, int]:
@@ -107,7 +110,9 @@ class Datapath:
         No packet meets an interface without a program. One that already runs the same
         instructions on the same maps is left alone.
         """
-        return self._attachments.replace_programs()
+        changed = self._attachments.replace_programs()
+        migrate.forget(self._bpf_dir)
+        return changed
 
     def cleanup(self) -> None:
         """Detaches everything and removes every pin: the maps go with the last program."""

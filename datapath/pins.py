@@ -1,6 +1,6 @@
 """What a node keeps in bpffs: the folder, and maps of an earlier run that no longer fit.
 
-<bpf_dir>/maps/<map>            reused by the next agent
+<bpf_dir>/maps2/<map>           reused by the next agent; the number is the layout's
 <bpf_dir>/links/<ifname>_in     tcx link of from_endpoint (the interface's ingress)
 <bpf_dir>/links/<ifname>_out    tcx link of to_endpoint
 <bpf_dir>/filters/<ifname>_in   the program a clsact filter of ours runs
@@ -15,6 +15,7 @@ from typing import Final
 
 from datapath import bpfcall
 from datapath.libbpf import MapSpec
+from datapath.maps.tables import MAPS_DIR
 from services.runtime.errors import Unusable
 
 _BPFFS: Final = Path("/sys/fs/bpf")
@@ -35,7 +36,7 @@ def prepare(bpf_dir: Path) -> None:
             )
         _mount()
     try:
-        for folder in ("maps", "links", "filters"):
+        for folder in (MAPS_DIR, "links", "filters"):
             (bpf_dir / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise Unusable(f"cannot make {bpf_dir} on the BPF file system: {error.strerror}") from error

@@ -14,11 +14,10 @@ from datetime import UTC, datetime
 from sys import intern
 from typing import Literal, NamedTuple, overload
 
-from datapath.agent.addresses import dotted
 from datapath.agent.grouping import Kinds, kinds
 from datapath.agent.record import EndpointRecord
 from datapath.agent.view import View
-from datapath.maps.layout import Event, EventType, Verdict
+from datapath.maps.layout import Event, EventType, Verdict, plain
 from datapath.maps.ring import Records
 from identity.numbers import NumericIdentity
 from services.flows.flow import (
@@ -31,6 +30,7 @@ from services.flows.flow import (
 )
 from services.policy.clauses import (
     RULE_ALLOW_LOCALHOST,
+    RULE_CONTROL_CHANNEL,
     RULE_DEFAULT_ALLOW,
     RULE_DEFAULT_DENY,
     RULE_NONE,
@@ -42,12 +42,13 @@ from services.policy.clauses import (
 # Names kept for quick reuse; somebody who forges sources must not fill the memory with them.
 _PARTIES_KEPT = 65536
 
-_ICMP = 1
+_ICMP = (1, 58)
 _INGRESS = 1
 _POLICY_DENIED = 133
 _WORDS: dict[RuleId, str] = {
     RULE_OPEN: "no policy selects the endpoint",
     RULE_ALLOW_LOCALHOST: "the node reaches its own endpoints",
+    RULE_CONTROL_CHANNEL: "the control channel, never stopped",
     RULE_DEFAULT_ALLOW: "policies select the endpoint, all without default deny",
 }
 
@@ -140,16 +141,15 @@ class Names:
             by_policy = event.type != EventType.DROP or event.reason == _POLICY_DENIED
             judged = (event.rule_id, event.endpoint, event.direction, by_policy)
             rule, judge = rules.get(judged) or self._judged(judged)
-            source = destination = NOBODY
-            if event.family == 4:
-                source = parties.get(event.saddr) or self._party(event.saddr)
-                destination = parties.get(event.daddr) or self._party(event.daddr)
+            source = parties.get(event.saddr) or self._party(event.saddr)
+            destination = parties.get(event.daddr) or self._party(event.daddr)
             found.append(Explanation(rule, judge, source, destination))
         return found
 
     def _party(self, packed: bytes) -> Name:
-        number = int.from_bytes(packed[:4], "big")
-        who = self._by_address.get(number) or self._view.addresses.get(dotted(number))
+        address = plain(int.from_bytes(packed, "big"))
+        own = self._by_address.get(int(address)) if address.version == 4 else None
+        who = own or self._view.addresses.get(str(address))
         found = self._parties[packed] = Name(who.namespace, who.name) if who else NOBODY
         return found
 
@@ -187,7 +187,7 @@ class Names:
 def flow_of(explained: Explained, wall_offset_s: float, node: str) -> Flow:
     """`wall_offset_s`: wall clock minus the clock that events are stamped with."""
     event = explained.event
-    icmp = event.proto == _ICMP
+    icmp = event.proto in _ICMP
     ingress = event.direction == _INGRESS
     seen_s = event.time_ns / 1e9 + wall_offset_s
     sport, dport = (0, 0) if icmp else (event.sport, event.dport)

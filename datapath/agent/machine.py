@@ -11,6 +11,7 @@ from datapath.cni.result import Seen
 from datapath.links import VethInfo
 from datapath.loader import Datapath
 from datapath.maps.conntrack import forget_address
+from datapath.maps.layout import mapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,4 +57,4 @@ class NodeMachine:
         )
 
     def forget_flows(self, address: int) -> int:
-        return forget_address(self.datapath.tables.ct4, address)
+        return forget_address(self.datapath.tables.ct, mapped(IPv4Address(address)))

@@ -52,7 +52,7 @@ from datapath.agent.verify import Verifier
 from datapath.agent.view import View
 from datapath.cni.service import Cni
 from datapath.loader import AttachMode, Datapath
-from datapath.maps.layout import NodeConfig
+from datapath.maps.layout import ConfigFlags, NodeConfig
 from datapath.maps.tables import Sizes
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.config import AgentConfig, targets
@@ -271,7 +271,7 @@ def take_over(
     there = recovery.interfaces()
     here = [r for r in journal.endpoints if r.state is State.READY and recovery.present(r, there)]
     ops = enforcement.recover({r.ifindex: r.row() for r in here}, map(int, own))
-    loaded.tables.config.put_many({0: NodeConfig(0, 0, int(IPv4Address(node_ip)))})
+    loaded.tables.config.put_many({0: NodeConfig(ConfigFlags(0), int(IPv4Address(node_ip)))})
     replaced = loaded.replace_programs()
     attached = loaded.attached()
     for record in here:

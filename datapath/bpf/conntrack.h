@@ -7,6 +7,7 @@
 
 #include "maps.h"
 #include "parse.h"
+#include "quoted.h"
 
 #define SECOND 1000000000LL
 #define TCP_ESTABLISHED_S 21600
@@ -24,21 +25,34 @@ enum ct_state {
 };
 
 struct flow {
-	struct ct4_key key;
+	struct ct_key key;
 	__u32 source; /* index of the packet's source in the key */
 	__u32 state;
 	__u32 via_stack; /* CT_REPLY, CT_RELATED: the way back of a flow that came through the stack */
+	__be32 tunnel;   /* likewise: the node the flow came from encapsulated */
 };
+
+/* Any order will do that both directions agree on. */
+static __always_inline bool ct_source_is_second(const struct packet *pkt)
+{
+	for (int i = 3; i >= 0; i--)
+		if (pkt->saddr.w[i] != pkt->daddr.w[i])
+			return pkt->saddr.w[i] > pkt->daddr.w[i];
+	return pkt->sport > pkt->dport;
+}
 
 static __always_inline void ct_key_of(struct flow *flow, const struct packet *pkt)
 {
-	__u64 source = (__u64)bpf_ntohl(pkt->saddr) << 16 | bpf_ntohs(pkt->sport);
-	__u64 destination = (__u64)bpf_ntohl(pkt->daddr) << 16 | bpf_ntohs(pkt->dport);
-	__u32 at = source > destination;
+	__u32 at = ct_source_is_second(pkt);
 
 	flow->source = at;
-	flow->key.addr[0] = at ? pkt->daddr : pkt->saddr;
-	flow->key.addr[1] = at ? pkt->saddr : pkt->daddr;
+	if (at) {
+		flow->key.addr[0] = pkt->daddr;
+		flow->key.addr[1] = pkt->saddr;
+	} else {
+		flow->key.addr[0] = pkt->saddr;
+		flow->key.addr[1] = pkt->daddr;
+	}
 	flow->key.port[0] = at ? pkt->dport : pkt->sport;
 	flow->key.port[1] = at ? pkt->sport : pkt->dport;
 	flow->key.proto = pkt->proto;
@@ -57,15 +71,16 @@ static __always_inline __s64 ct_timeout_s(__u32 flags, __u8 proto)
 			return TCP_CLOSING_S;
 		return flags & CT_REPLY_SEEN && !(flags & CT_SYN_ONLY) ? TCP_ESTABLISHED_S : TCP_SYN_S;
 	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
 		return ICMP_S;
 	default:
 		return flags & CT_REPLY_SEEN ? UDP_BOTH_WAYS_S : UDP_ONE_WAY_S;
 	}
 }
 
-static __always_inline struct ct_entry *ct_fresh(const struct ct4_key *key)
+static __always_inline struct ct_entry *ct_fresh(const struct ct_key *key)
 {
-	struct ct_entry *entry = bpf_map_lookup_elem(&ct4, key);
+	struct ct_entry *entry = bpf_map_lookup_elem(&ct, key);
 	__s64 idle;
 
 	if (!entry)
@@ -87,16 +102,18 @@ static __always_inline bool ct_opens_anew(const struct packet *pkt, __u32 flags,
 	return ct_closing(flags) || (!forward && flags & CT_REPLY_SEEN);
 }
 
-/* The flow an ICMP error belongs to goes into `flow`. */
+/* The flow an ICMP error belongs to goes into `flow`. `strict`: only what was sent to the error's
+ * source; else a router on the way may report. */
 __noinline int ct_related(struct __sk_buff *skb, struct flow *flow, const struct packet *pkt,
-			  __be32 must_be_from)
+			  bool strict)
 {
 	struct packet quoted = {};
 	struct ct_entry *entry;
 
-	if (!flow || !pkt || !parse_quoted(skb, pkt, &quoted))
+	if (!flow || !pkt || pkt->fragment || !parse_quoted(skb, pkt, &quoted))
 		return false;
-	if (quoted.saddr != pkt->daddr || (must_be_from && quoted.daddr != must_be_from))
+	if (!same_addr(&quoted.saddr, &pkt->daddr) ||
+	    (strict && !same_addr(&quoted.daddr, &pkt->saddr)))
 		return false;
 	ct_key_of(flow, &quoted);
 	entry = ct_fresh(&flow->key);
@@ -104,21 +121,20 @@ __noinline int ct_related(struct __sk_buff *skb, struct flow *flow, const struct
 		return false;
 	flow->state = CT_RELATED;
 	flow->via_stack = entry->flags & CT_VIA_STACK;
+	flow->tunnel = entry->tunnel;
 	return true;
 }
 
-/* The entry, not for CT_NEW and CT_RELATED. `must_be_from`: the address an ICMP error's quoted
- * packet must have been sent to; 0 = any (a router on the way may report). */
+/* The entry, not for CT_NEW and CT_RELATED. `strict`: see ct_related. */
 static __always_inline struct ct_entry *ct_look_up(struct __sk_buff *skb, struct flow *flow,
-						   const struct packet *pkt,
-						   __be32 must_be_from)
+						   const struct packet *pkt, bool strict)
 {
 	struct ct_entry *entry;
 	bool forward;
 
 	flow->state = CT_NEW;
 	if (pkt->kind == KIND_ICMP_ERROR)
-		ct_related(skb, flow, pkt, must_be_from);
+		ct_related(skb, flow, pkt, strict);
 	if (pkt->kind >= KIND_ICMP_ERROR)
 		return 0;
 	ct_key_of(flow, pkt);
@@ -129,16 +145,20 @@ static __always_inline struct ct_entry *ct_look_up(struct __sk_buff *skb, struct
 	if (ct_opens_anew(pkt, entry->flags, forward) || (forward && pkt->kind == KIND_ECHO_REPLY))
 		return 0;
 	flow->state = forward ? CT_FORWARD : CT_REPLY;
-	flow->via_stack = !forward && entry->flags & CT_VIA_STACK;
+	if (!forward) {
+		flow->via_stack = entry->flags & CT_VIA_STACK;
+		flow->tunnel = entry->tunnel;
+	}
 	return entry;
 }
 
-/* Whether a verdict of this side may be used without asking again. */
-static __always_inline bool ct_believed(const struct ct_side *side, __u32 slot)
+/* Whether a verdict of this side may be used without asking again. `audit`: what is denied passes
+ * at this judge. */
+static __always_inline bool ct_believed(const struct ct_side *side, __u32 slot, bool audit)
 {
 	struct policy_slot *row;
 
-	if (side->verdict != VERDICT_ALLOW || side->slot != slot)
+	if (side->verdict != VERDICT_ALLOW || side->slot != slot || (side->audited && !audit))
 		return false;
 	if (slot == SLOT_OPEN)
 		return true;

@@ -4,7 +4,7 @@
 #define TESSERA_EVENTS_H
 
 #include "maps.h"
-#include "parse.h"
+#include "packet.h"
 
 static __always_inline void count(__u32 key, __u32 bytes)
 {
@@ -31,24 +31,20 @@ struct scene {
 
 struct outcome {
 	__u32 rule_id;
+	__u32 staged_rule_id;
 	__u8 type;
 	__u8 reason;
 	__u8 verdict;
 	__u8 match;
+	__u8 flags;
+	__u8 staged;
+	__u8 point;
+	__u8 pad;
 };
-
-static __always_inline struct event *event_reserve(void)
-{
-	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
-
-	if (!event)
-		count(METRIC_LOST, 0);
-	return event;
-}
 
 static __always_inline void event_ports(struct event *event, const struct packet *pkt)
 {
-	if (pkt->family == 4 && pkt->proto == IPPROTO_ICMP) {
+	if (pkt->proto == IPPROTO_ICMP || pkt->proto == IPPROTO_ICMPV6) {
 		event->sport = bpf_htons(pkt->icmp_type);
 		event->dport = bpf_htons(pkt->icmp_code);
 	} else {
@@ -65,10 +61,11 @@ __noinline int emit(const struct packet *pkt, const struct scene *scene,
 
 	if (!pkt || !scene || !outcome)
 		return 0;
-	event = event_reserve();
-	if (!event)
+	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event) {
+		count(METRIC_LOST, 0);
 		return 0;
-	__builtin_memset(event, 0, sizeof(*event));
+	}
 	event->time_ns = bpf_ktime_get_ns();
 	event->endpoint = scene->endpoint;
 	event->src_identity = scene->src_identity;
@@ -79,64 +76,20 @@ __noinline int emit(const struct packet *pkt, const struct scene *scene,
 	event->reason = outcome->reason;
 	event->verdict = outcome->verdict;
 	event->match = outcome->match;
+	event->flags = outcome->flags;
+	event->staged = outcome->staged;
+	event->staged_rule_id = outcome->staged_rule_id;
+	event->point = outcome->point;
+	event->pad = 0;
 	event->length = pkt->length;
 	event_ports(event, pkt);
-	__builtin_memcpy(event->saddr, &pkt->saddr, sizeof(pkt->saddr));
-	__builtin_memcpy(event->daddr, &pkt->daddr, sizeof(pkt->daddr));
+	__builtin_memcpy(event->saddr, &pkt->saddr, sizeof(event->saddr));
+	__builtin_memcpy(event->daddr, &pkt->daddr, sizeof(event->daddr));
 	event->proto = pkt->proto;
 	event->tcp_flags = pkt->tcp_flags;
 	event->family = pkt->family;
 	bpf_ringbuf_submit(event, BPF_RB_NO_WAKEUP);
 	return 0;
-}
-
-static __always_inline int drop(struct __sk_buff *skb, const struct packet *pkt,
-				const struct scene *scene, __u8 reason, __u32 rule_id,
-				__u8 verdict)
-{
-	struct outcome outcome = {
-		.type = EVENT_DROP,
-		.reason = reason,
-		.rule_id = rule_id,
-		.verdict = verdict,
-	};
-
-	count_packet(skb, reason, scene->direction);
-	emit(pkt, scene, &outcome);
-	return TC_ACT_SHOT;
-}
-
-/* IPv6 is not spoken yet. Neighbour and router discovery is frequent and nobody's fault: counted,
- * not reported. */
-__noinline int drop_ipv6(struct __sk_buff *skb, const struct scene *scene)
-{
-	struct ipv6hdr ip = {};
-	struct event *event;
-
-	if (!scene)
-		return TC_ACT_SHOT;
-	count_packet(skb, DROP_UNSUPPORTED_L3, scene->direction);
-	bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip));
-	if (ip.daddr.in6_u.u6_addr8[0] == 0xff)
-		return TC_ACT_SHOT;
-	event = event_reserve();
-	if (!event)
-		return TC_ACT_SHOT;
-	__builtin_memset(event, 0, sizeof(*event));
-	event->time_ns = bpf_ktime_get_ns();
-	event->endpoint = scene->endpoint;
-	event->src_identity = scene->src_identity;
-	event->dst_identity = scene->dst_identity;
-	event->direction = scene->direction;
-	event->type = EVENT_DROP;
-	event->reason = DROP_UNSUPPORTED_L3;
-	event->length = skb->len - ETH_HLEN;
-	__builtin_memcpy(event->saddr, &ip.saddr, sizeof(event->saddr));
-	__builtin_memcpy(event->daddr, &ip.daddr, sizeof(event->daddr));
-	event->proto = ip.nexthdr;
-	event->family = 6;
-	bpf_ringbuf_submit(event, BPF_RB_NO_WAKEUP);
-	return TC_ACT_SHOT;
 }
 
 #endif

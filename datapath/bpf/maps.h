@@ -24,11 +24,26 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct addr);
+	__type(value, struct local_endpoint);
+} local6 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 262144);
 	__type(key, __be32);
 	__type(value, struct ipcache_entry);
 } ipcache4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 262144);
+	__type(key, struct addr);
+	__type(value, struct ipcache_entry);
+} ipcache6 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
@@ -37,6 +52,22 @@ struct {
 	__type(key, struct prefix4);
 	__type(value, struct ipcache_entry);
 } ipcache4_prefix SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct prefix6);
+	__type(value, struct ipcache_entry);
+} ipcache6_prefix SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, __be32);
+	__type(value, struct node);
+} nodes SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -70,11 +101,41 @@ struct {
 } policy_range SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1024);
+	__type(key, struct control_key);
+	__type(value, __u32);
+} control SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 131072);
-	__type(key, struct ct4_key);
+	__type(key, struct ct_key);
 	__type(value, struct ct_entry);
-} ct4 SEC(".maps");
+} ct SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+} fragments SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 131072);
+	__type(key, struct nat_key);
+	__type(value, struct nat_entry);
+} nat SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1024);
+	__type(key, struct prefix4);
+	__type(value, __u32);
+} masquerade_exclude4 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -107,6 +168,10 @@ struct abi_types {
 	enum ct_flags ct_flags;
 	enum event_type event_type;
 	enum match_type match_type;
+	enum trace_point trace_point;
+	enum event_flags event_flags;
+	enum config_flags config_flags;
+	enum nat_direction nat_direction;
 	enum drop_reason drop_reason;
 };
 const struct abi_types *abi_types SEC("abi");

@@ -6,23 +6,59 @@
 #include "maps.h"
 #include "parse.h"
 
+#define IDENTITY_HOST 1
 #define IDENTITY_WORLD 2
 
-static __always_inline __u32 identity_of(__be32 addr)
+static __always_inline struct ipcache_entry *ipcache4_find(__be32 addr)
 {
 	struct ipcache_entry *entry = bpf_map_lookup_elem(&ipcache4, &addr);
 	struct prefix4 prefix = { .prefixlen = 32, .addr = addr };
 
-	if (!entry)
-		entry = bpf_map_lookup_elem(&ipcache4_prefix, &prefix);
-	return entry ? entry->identity : IDENTITY_WORLD;
+	return entry ? entry : bpf_map_lookup_elem(&ipcache4_prefix, &prefix);
+}
+
+static __always_inline struct ipcache_entry *ipcache6_find(const struct addr *addr)
+{
+	struct ipcache_entry *entry = bpf_map_lookup_elem(&ipcache6, addr);
+	struct prefix6 prefix = { .prefixlen = 128, .addr = *addr };
+
+	return entry ? entry : bpf_map_lookup_elem(&ipcache6_prefix, &prefix);
+}
+
+/* Whose address it is and how to get there; the world, natively, where nobody knows. */
+__noinline int find_peer(const struct addr *addr, struct ipcache_entry *peer)
+{
+	struct ipcache_entry *found;
+
+	if (!addr || !peer)
+		return 0;
+	found = is_mapped(addr) ? ipcache4_find(addr->w[3]) : ipcache6_find(addr);
+	peer->identity = found ? found->identity : IDENTITY_WORLD;
+	peer->tunnel = found ? found->tunnel : 0;
+	return 0;
+}
+
+/* Interface of the endpoint of this node that has the address; 0: none has. */
+__noinline int local_ifindex(const struct addr *addr)
+{
+	struct local_endpoint *local;
+
+	if (!addr)
+		return 0;
+	if (is_mapped(addr))
+		local = bpf_map_lookup_elem(&local4, &addr->w[3]);
+	else
+		local = bpf_map_lookup_elem(&local6, addr);
+	return local ? local->ifindex : 0;
 }
 
 struct answer {
 	struct ct_side side;
+	__u32 staged_rule_id;
+	__u8 staged; /* enum verdict */
+	__u8 flags;  /* enum peer_flags of the row that answered */
 	__u8 match;
 	__u8 reason; /* why it is dropped; 0: it passes */
-	__u8 pad[2];
 };
 
 static __always_inline struct policy_answer *port_row(const struct policy_peer *peer,
@@ -82,11 +118,17 @@ static __always_inline void look_up(struct answer *answer, __u32 identity,
 		answer->side.verdict = row->verdict;
 		answer->side.rule_id = row->rule_id;
 		answer->side.proxy_port = row->proxy_port;
+		answer->staged_rule_id = row->staged_rule_id;
+		answer->staged = row->staged;
+		answer->flags = row->flags;
 		answer->match = everyone ? MATCH_L4 : MATCH_L3_L4;
 	} else {
 		answer->side.verdict = peer->verdict;
 		answer->side.rule_id = peer->rule_id;
 		answer->side.proxy_port = peer->proxy_port;
+		answer->staged_rule_id = peer->staged_rule_id;
+		answer->staged = peer->staged;
+		answer->flags = peer->flags;
 		answer->match = everyone ? MATCH_ALL : MATCH_L3;
 	}
 }

@@ -23,13 +23,10 @@ from datapath.inspection.rows import (
     MetricRow,
     PolicyRow,
 )
+from datapath.maps.flows import CtEntry, CtFlags, CtKey, CtSide
 from datapath.maps.layout import (
     METRIC_LOST,
     RANGE_FIXED_BITS,
-    CtEntry,
-    CtFlags,
-    CtKey,
-    CtSide,
     Endpoint,
     EndpointFlags,
     Metric,
@@ -37,6 +34,7 @@ from datapath.maps.layout import (
     PolicyPeer,
     PolicyRangeKey,
     Verdict,
+    plain,
 )
 from datapath.maps.table import Table
 from datapath.maps.tables import Tables
@@ -190,7 +188,7 @@ def _span(key: PolicyRangeKey) -> str:
 
 def connections(tables: Tables, choice: Choice, now_ns: int) -> Iterator[ConnectionRow]:
     """`now_ns`: CLOCK_MONOTONIC, which the entries are stamped with."""
-    for key, entry in tables.ct4.items():
+    for key, entry in tables.ct.items():
         row = connection(key, entry, now_ns)
         if choice.takes_connection(row):
             yield row
@@ -200,9 +198,9 @@ def connection(key: CtKey, entry: CtEntry, now_ns: int) -> ConnectionRow:
     began, other = (1, 0) if entry.flags & CtFlags.INITIATOR_1 else (0, 1)
     return ConnectionRow(
         proto=protocol_name(key.proto),
-        source=str(IPv4Address(key.addr[began])),
+        source=str(plain(key.addr[began])),
         source_port=key.port[began],
-        destination=str(IPv4Address(key.addr[other])),
+        destination=str(plain(key.addr[other])),
         destination_port=key.port[other],
         source_identity=entry.src_identity,
         destination_identity=entry.dst_identity,
@@ -227,10 +225,10 @@ def flush(tables: Tables, choice: Choice, now_ns: int) -> int:
     """Forgets the chosen connections; how many. Their next packets are judged anew."""
     gone = [
         key
-        for key, entry in tables.ct4.items()
+        for key, entry in tables.ct.items()
         if choice.takes_connection(connection(key, entry, now_ns))
     ]
-    return tables.ct4.delete_many(gone)
+    return tables.ct.delete_many(gone)
 
 
 # ------------------------------------------------------------------ counters, sizes

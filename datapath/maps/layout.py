@@ -2,8 +2,9 @@
 
 Every struct of abi.h is one frozen dataclass with `pack` and `unpack`; sizes, offsets and
 enumerators are compared with the built object's BTF in tests/kernel. In Python an IPv4 address is
-`int(IPv4Address(...))`, a port is its number, a MAC six bytes; the byte order of the kernel side
-is dealt with here and nowhere else.
+`int(IPv4Address(...))`, an IPv6 one `int(IPv6Address(...))`, a port is its number, a MAC six bytes;
+the byte order of the kernel side is dealt with here and nowhere else. Where either family may
+stand (flows, events, control rows) it is IPv6 with IPv4 mapped into it: `mapped`, `plain`.
 """
 
 from __future__ import annotations
@@ -29,28 +30,53 @@ class Verdict(IntEnum):
 
 
 class EndpointFlags(IntFlag):
+    """AUDIT: what policy denies is reported and passes. RESPOND: who is denied is told."""
+
     READY = 1
+    AUDIT = 2
+    RESPOND = 4
 
 
 class PeerFlags(IntFlag):
+    """Port rows have all but the first two. STAGED: the staged answer counts."""
+
     HAS_PORTS = 1
     HAS_RANGES = 2
-
-
-class CtFlags(IntFlag):
-    INITIATOR_1 = 1
-    REPLY_SEEN = 2
-    FIN_FWD = 4
-    FIN_REV = 8
-    RST = 16
-    SYN_ONLY = 32
-    VIA_STACK = 64
+    AUDIT = 4
+    STAGED = 8
+    RESPOND = 16
 
 
 class EventType(IntEnum):
     DROP = 1
     TRACE = 4
     VERDICT = 5
+
+
+class EventFlags(IntFlag):
+    REPLY = 1
+    AUDIT = 2
+    STAGED = 4
+
+
+class TracePoint(IntEnum):
+    """Where a TRACE event saw its packet, numbered as Hubble numbers them."""
+
+    TO_ENDPOINT = 0
+    TO_HOST = 2
+    TO_STACK = 3
+    TO_OVERLAY = 4
+    TO_NETWORK = 11
+
+
+class ConfigFlags(IntFlag):
+    """TRACE: connections that pass are reported, too. MASQUERADE: see NodeConfig.node_ipv4."""
+
+    TRACE = 1
+    MASQUERADE = 2
+
+
+_PLAIN: Final = PeerFlags(0)
 
 
 class MatchType(IntEnum):
@@ -70,21 +96,57 @@ class DropReason(IntEnum):
     INVALID_PACKET = 134
     CT_INVALID_HEADER = 135
     CT_UNKNOWN_PROTO = 137
-    UNSUPPORTED_L3 = 139
+    NO_TUNNEL_KEY = 147
+    NO_LOCAL_ENDPOINT = 152
     CT_INSERT_FAILED = 155
+    EXTENSION_HEADER = 156
     FRAGMENT = 157
+    NO_TUNNEL_ENDPOINT = 160
     NO_CONFIG = 165
     UNSUPPORTED_L2 = 166
+    NAT_NO_MAPPING = 167
+    NAT_UNSUPPORTED_PROTO = 168
+    ENCAP_PROHIBITED = 170
+    UNKNOWN_SENDER = 172
+    NO_FIRST_FRAGMENT = 175
+    FORBIDDEN_ICMP6 = 176
     POLICY_DENY = 181
+    INVALID_VNI = 183
     EP_NOT_READY = 203
     PROXY_PUNT = 205
 
 
+HOST_IFINDEX: Final = 1
+"""Key of the node's own row in `endpoints`; while it is missing the host firewall is off."""
+
+_MAPPED: Final = 0xFFFF << 32
+
+
+def mapped(address: IPv4Address | IPv6Address) -> int:
+    """As it stands where either family may."""
+    return _MAPPED | int(address) if address.version == 4 else int(address)
+
+
+def plain(address: int) -> IPv4Address | IPv6Address:
+    """What `mapped` was given."""
+    six = IPv6Address(address)
+    return six.ipv4_mapped or six
+
+
+def pack6(address: int) -> bytes:
+    return address.to_bytes(16, "big")
+
+
+def unpack6(data: bytes) -> int:
+    return int.from_bytes(data, "big")
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """`mac`: of the interface inside the namespace. `host_mac`: of the host side."""
+    """`mac`: of the interface inside the namespace. `host_mac`: of the host side. An address of 0:
+    it has none of the family."""
 
-    LAYOUT: ClassVar[Struct] = Struct("=6I6s6s")
+    LAYOUT: ClassVar[Struct] = Struct("=6I6s6s16s")
 
     id: int
     identity: int
@@ -94,6 +156,7 @@ class Endpoint:
     ipv4: int
     mac: bytes
     host_mac: bytes
+    ipv6: int = 0
 
     def pack(self) -> bytes:
         return self.LAYOUT.pack(
@@ -105,13 +168,22 @@ class Endpoint:
             htonl(self.ipv4),
             self.mac,
             self.host_mac,
+            pack6(self.ipv6),
         )
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        ident, identity, slot_in, slot_out, flags, ipv4, mac, host_mac = cls.LAYOUT.unpack(data)
+        ident, identity, slot_in, slot_out, flags, ipv4, mac, host, ipv6 = cls.LAYOUT.unpack(data)
         return cls(
-            ident, identity, slot_in, slot_out, EndpointFlags(flags), ntohl(ipv4), mac, host_mac
+            ident,
+            identity,
+            slot_in,
+            slot_out,
+            EndpointFlags(flags),
+            ntohl(ipv4),
+            mac,
+            host,
+            unpack6(ipv6),
         )
 
 
@@ -143,6 +215,38 @@ class Prefix4:
     def unpack(cls, data: bytes) -> Self:
         prefixlen, addr = cls.LAYOUT.unpack(data)
         return cls(prefixlen, ntohl(addr))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Prefix6:
+    LAYOUT: ClassVar[Struct] = Struct("=I16s")
+
+    prefixlen: int
+    addr: int
+
+    def pack(self) -> bytes:
+        return self.LAYOUT.pack(self.prefixlen, pack6(self.addr))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        prefixlen, addr = cls.LAYOUT.unpack(data)
+        return cls(prefixlen, unpack6(addr))
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node whose tunnels are believed. `identity`: of the node itself, remote-node as a rule."""
+
+    LAYOUT: ClassVar[Struct] = Struct("=I")
+
+    identity: int
+
+    def pack(self) -> bytes:
+        return self.LAYOUT.pack(self.identity)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        return cls(*cls.LAYOUT.unpack(data))
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,25 +304,42 @@ class PolicyPeerKey:
 
 @dataclass(frozen=True, slots=True)
 class PolicyPeer:
-    """`verdict`, `rule_id`: the answer when no port row matches."""
+    """`verdict`, `rule_id`: the answer when no port row matches. `staged`, `staged_rule_id`: what
+    staged policies would answer; they count with PeerFlags.STAGED."""
 
-    LAYOUT: ClassVar[Struct] = Struct("=2IH2B")
+    LAYOUT: ClassVar[Struct] = Struct("=2IH2BIB3x")
 
     class_id: int
     rule_id: int
     proxy_port: int
     verdict: Verdict
     flags: PeerFlags
+    staged_rule_id: int = 0
+    staged: Verdict = Verdict.NONE
 
     def pack(self) -> bytes:
         return self.LAYOUT.pack(
-            self.class_id, self.rule_id, htons(self.proxy_port), self.verdict, self.flags
+            self.class_id,
+            self.rule_id,
+            htons(self.proxy_port),
+            self.verdict,
+            self.flags,
+            self.staged_rule_id,
+            self.staged,
         )
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        class_id, rule_id, proxy_port, verdict, flags = cls.LAYOUT.unpack(data)
-        return cls(class_id, rule_id, ntohs(proxy_port), Verdict(verdict), PeerFlags(flags))
+        class_id, rule_id, port, verdict, flags, staged_rule, staged = cls.LAYOUT.unpack(data)
+        return cls(
+            class_id,
+            rule_id,
+            ntohs(port),
+            Verdict(verdict),
+            PeerFlags(flags),
+            staged_rule,
+            Verdict(staged),
+        )
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -267,109 +388,52 @@ class PolicyRangeKey:
 
 @dataclass(frozen=True, slots=True)
 class PolicyAnswer:
-    LAYOUT: ClassVar[Struct] = Struct("=IHBx")
+    LAYOUT: ClassVar[Struct] = Struct("=IH2BIB3x")
 
     rule_id: int
     proxy_port: int
     verdict: Verdict
+    flags: PeerFlags = _PLAIN
+    staged_rule_id: int = 0
+    staged: Verdict = Verdict.NONE
 
     def pack(self) -> bytes:
-        return self.LAYOUT.pack(self.rule_id, htons(self.proxy_port), self.verdict)
+        return self.LAYOUT.pack(
+            self.rule_id,
+            htons(self.proxy_port),
+            self.verdict,
+            self.flags,
+            self.staged_rule_id,
+            self.staged,
+        )
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        rule_id, proxy_port, verdict = cls.LAYOUT.unpack(data)
-        return cls(rule_id, ntohs(proxy_port), Verdict(verdict))
+        rule_id, port, verdict, flags, staged_rule, staged = cls.LAYOUT.unpack(data)
+        return cls(
+            rule_id, ntohs(port), Verdict(verdict), PeerFlags(flags), staged_rule, Verdict(staged)
+        )
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class CtKey:
-    """(addr, port) pairs ascending; of an ICMP echo the asker's port is the id, the other's 8."""
+class ControlKey:
+    """What the host firewall never stops. `peer`: mapped; 0 is any. `port`: the node's with
+    Direction.INGRESS, the peer's with EGRESS. The value is a rule id."""
 
-    LAYOUT: ClassVar[Struct] = Struct("=2I2HB3x")
+    LAYOUT: ClassVar[Struct] = Struct("=16sH2B")
 
-    addr: tuple[int, int]
-    port: tuple[int, int]
+    peer: int
+    port: int
     proto: int
+    direction: int
 
     def pack(self) -> bytes:
-        return self.LAYOUT.pack(
-            htonl(self.addr[0]),
-            htonl(self.addr[1]),
-            htons(self.port[0]),
-            htons(self.port[1]),
-            self.proto,
-        )
+        return self.LAYOUT.pack(pack6(self.peer), htons(self.port), self.proto, self.direction)
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        a, b, p, q, proto = cls.LAYOUT.unpack(data)
-        return cls((ntohl(a), ntohl(b)), (ntohs(p), ntohs(q)), proto)
-
-
-@dataclass(frozen=True, slots=True)
-class CtSide:
-    """What one judge said. Only VERDICT_ALLOW is ever cached; NONE: this side was not judged."""
-
-    LAYOUT: ClassVar[Struct] = Struct("=3IHBx")
-
-    slot: int
-    revision: int
-    rule_id: int
-    proxy_port: int
-    verdict: Verdict
-
-    def pack(self) -> bytes:
-        return self.LAYOUT.pack(
-            self.slot, self.revision, self.rule_id, htons(self.proxy_port), self.verdict
-        )
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Self:
-        slot, revision, rule_id, proxy_port, verdict = cls.LAYOUT.unpack(data)
-        return cls(slot, revision, rule_id, ntohs(proxy_port), Verdict(verdict))
-
-
-@dataclass(frozen=True, slots=True)
-class CtEntry:
-    """`packets`, `octets`: (forward, reply). `last_seen_ns`: CLOCK_MONOTONIC, tick resolution."""
-
-    LAYOUT: ClassVar[Struct] = Struct("=5Q3I4x16s16s")
-
-    last_seen_ns: int
-    packets: tuple[int, int]
-    octets: tuple[int, int]
-    flags: CtFlags
-    src_identity: int
-    dst_identity: int
-    ingress: CtSide
-    egress: CtSide
-
-    def pack(self) -> bytes:
-        return self.LAYOUT.pack(
-            self.last_seen_ns,
-            *self.packets,
-            *self.octets,
-            self.flags,
-            self.src_identity,
-            self.dst_identity,
-            self.ingress.pack(),
-            self.egress.pack(),
-        )
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Self:
-        seen, p0, p1, b0, b1, flags, src, dst, ingress, egress = cls.LAYOUT.unpack(data)
-        return cls(
-            seen,
-            (p0, p1),
-            (b0, b1),
-            CtFlags(flags),
-            src,
-            dst,
-            CtSide.unpack(ingress),
-            CtSide.unpack(egress),
-        )
+        peer, port, proto, direction = cls.LAYOUT.unpack(data)
+        return cls(unpack6(peer), ntohs(port), proto, direction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,21 +455,33 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """`host_ifindex`: device that leads to the host; 0 = none."""
+    """`node_ipv4`: also what masqueraded packets leave under, with ports nat_first..nat_last where
+    their own is taken. `overlay_ifindex`: the VXLAN device; 0: pods are routed natively.
+    `tunnel_port`: UDP port of tunnels, closed to endpoints; 0: none."""
 
-    LAYOUT: ClassVar[Struct] = Struct("=3I4x")
+    LAYOUT: ClassVar[Struct] = Struct("=3I3H2x")
 
-    host_ifindex: int
-    flags: int
+    flags: ConfigFlags
     node_ipv4: int
+    overlay_ifindex: int = 0
+    tunnel_port: int = 0
+    nat_first: int = 0
+    nat_last: int = 0
 
     def pack(self) -> bytes:
-        return self.LAYOUT.pack(self.host_ifindex, self.flags, htonl(self.node_ipv4))
+        return self.LAYOUT.pack(
+            self.flags,
+            htonl(self.node_ipv4),
+            self.overlay_ifindex,
+            htons(self.tunnel_port),
+            self.nat_first,
+            self.nat_last,
+        )
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        host_ifindex, flags, node_ipv4 = cls.LAYOUT.unpack(data)
-        return cls(host_ifindex, flags, ntohl(node_ipv4))
+        flags, node_ipv4, overlay, tunnel_port, first, last = cls.LAYOUT.unpack(data)
+        return cls(ConfigFlags(flags), ntohl(node_ipv4), overlay, ntohs(tunnel_port), first, last)
 
 
 class Event(NamedTuple):
@@ -420,6 +496,7 @@ class Event(NamedTuple):
     src_identity: int
     dst_identity: int
     rule_id: int
+    staged_rule_id: int
     length: int
     sport_be: int
     dport_be: int
@@ -433,6 +510,10 @@ class Event(NamedTuple):
     tcp_flags: int
     family: int
     match: int
+    flags: int
+    staged: int
+    point: int
+    pad: int
 
     @property
     def sport(self) -> int:
@@ -446,18 +527,18 @@ class Event(NamedTuple):
 
     @property
     def source(self) -> IPv4Address | IPv6Address:
-        return IPv4Address(self.saddr[:4]) if self.family == 4 else IPv6Address(self.saddr)
+        return IPv4Address(self.saddr[12:]) if self.family == 4 else IPv6Address(self.saddr)
 
     @property
     def destination(self) -> IPv4Address | IPv6Address:
-        return IPv4Address(self.daddr[:4]) if self.family == 4 else IPv6Address(self.daddr)
+        return IPv4Address(self.daddr[12:]) if self.family == 4 else IPv6Address(self.daddr)
 
     @property
     def dropped(self) -> bool:
         return self.type == EventType.DROP
 
 
-EVENT_LAYOUT: Final = Struct("=Q5I2H16s16s8B")
+EVENT_LAYOUT: Final = Struct("=Q6I2H16s16s12B")
 
 T = TypeVar("T")
 
@@ -485,3 +566,4 @@ def _first(layout: Struct) -> Callable[[bytes], int]:
 
 U32: Final[Codec[int]] = Codec(4, _U32.pack, _first(_U32))
 ADDRESS4: Final[Codec[int]] = Codec(4, _BE32.pack, _first(_BE32))
+ADDRESS6: Final[Codec[int]] = Codec(16, pack6, unpack6)

@@ -6,17 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
+from datapath.maps.flows import CtEntry, CtKey, NatEntry, NatKey
 from datapath.maps.layout import (
     ADDRESS4,
+    ADDRESS6,
     METRIC_MAX,
     U32,
     Codec,
-    CtEntry,
-    CtKey,
+    ConfigFlags,
+    ControlKey,
     Endpoint,
     IpcacheEntry,
     LocalEndpoint,
     Metric,
+    Node,
     NodeConfig,
     PolicyAnswer,
     PolicyPeer,
@@ -25,6 +28,7 @@ from datapath.maps.layout import (
     PolicyRangeKey,
     PolicySlot,
     Prefix4,
+    Prefix6,
 )
 from datapath.maps.table import KernelTable, MemoryTable, Table
 
@@ -42,11 +46,14 @@ class Sizes:
     endpoints_max: int = 4096
     ipcache4_max: int = 262144
     ipcache4_prefix_max: int = 65536
+    ipcache6_max: int = 262144
+    ipcache6_prefix_max: int = 65536
     policy_slots_max: int = 65536
     policy_peer_max: int = 1048576
     policy_port_max: int = 262144
     policy_range_max: int = 65536
-    ct4_max: int = 131072
+    ct_max: int = 131072
+    nat_max: int = 131072
     events_bytes: int = 4194304
 
     def of(self, name: str) -> int:
@@ -60,26 +67,37 @@ class Sizes:
 CONFIG_KEYS: Final = {
     "endpoints": "endpoints_max",
     "local4": "endpoints_max",
+    "local6": "endpoints_max",
     "ipcache4": "ipcache4_max",
     "ipcache4_prefix": "ipcache4_prefix_max",
+    "ipcache6": "ipcache6_max",
+    "ipcache6_prefix": "ipcache6_prefix_max",
     "policy_slot": "policy_slots_max",
     "policy_peer": "policy_peer_max",
     "policy_port": "policy_port_max",
     "policy_range": "policy_range_max",
-    "ct4": "ct4_max",
+    "ct": "ct_max",
+    "nat": "nat_max",
     "events": "events_bytes",
 }
 
 CODECS: Final[dict[str, tuple[Codec[Any], Codec[Any]]]] = {
     "endpoints": (U32, _row(Endpoint)),
     "local4": (ADDRESS4, _row(LocalEndpoint)),
+    "local6": (ADDRESS6, _row(LocalEndpoint)),
     "ipcache4": (ADDRESS4, _row(IpcacheEntry)),
     "ipcache4_prefix": (_row(Prefix4), _row(IpcacheEntry)),
+    "ipcache6": (ADDRESS6, _row(IpcacheEntry)),
+    "ipcache6_prefix": (_row(Prefix6), _row(IpcacheEntry)),
+    "nodes": (ADDRESS4, _row(Node)),
     "policy_slot": (U32, _row(PolicySlot)),
     "policy_peer": (_row(PolicyPeerKey), _row(PolicyPeer)),
     "policy_port": (_row(PolicyPortKey), _row(PolicyAnswer)),
     "policy_range": (_row(PolicyRangeKey), _row(PolicyAnswer)),
-    "ct4": (_row(CtKey), _row(CtEntry)),
+    "control": (_row(ControlKey), U32),
+    "ct": (_row(CtKey), _row(CtEntry)),
+    "nat": (_row(NatKey), _row(NatEntry)),
+    "masquerade_exclude4": (_row(Prefix4), U32),
     "metrics": (U32, _row(Metric)),
     "config": (U32, _row(NodeConfig)),
 }
@@ -88,10 +106,10 @@ CODECS: Final[dict[str, tuple[Codec[Any], Codec[Any]]]] = {
 _ARRAYS: Final[dict[str, tuple[int, Any]]] = {
     "policy_slot": (0, PolicySlot(0)),
     "metrics": (METRIC_MAX, Metric(0, 0)),
-    "config": (1, NodeConfig(0, 0, 0)),
+    "config": (1, NodeConfig(ConfigFlags(0), 0)),
 }
 
-MAPS_DIR: Final = "maps"
+MAPS_DIR: Final = "maps2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +119,20 @@ class Tables:
 
     endpoints: Table[int, Endpoint]
     local4: Table[int, LocalEndpoint]
+    local6: Table[int, LocalEndpoint]
     ipcache4: Table[int, IpcacheEntry]
     ipcache4_prefix: Table[Prefix4, IpcacheEntry]
+    ipcache6: Table[int, IpcacheEntry]
+    ipcache6_prefix: Table[Prefix6, IpcacheEntry]
+    nodes: Table[int, Node]
     policy_slot: Table[int, PolicySlot]
     policy_peer: Table[PolicyPeerKey, PolicyPeer]
     policy_port: Table[PolicyPortKey, PolicyAnswer]
     policy_range: Table[PolicyRangeKey, PolicyAnswer]
-    ct4: Table[CtKey, CtEntry]
+    control: Table[ControlKey, int]
+    ct: Table[CtKey, CtEntry]
+    nat: Table[NatKey, NatEntry]
+    masquerade_exclude4: Table[Prefix4, int]
     metrics: Table[int, Metric]
     config: Table[int, NodeConfig]
 

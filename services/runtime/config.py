@@ -203,11 +203,14 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     endpoints_max: Annotated[int, Meta(ge=16)] = 4096
     ipcache4_max: Annotated[int, Meta(ge=1024)] = 262_144
     ipcache4_prefix_max: Annotated[int, Meta(ge=1024)] = 65_536
+    ipcache6_max: Annotated[int, Meta(ge=1024)] = 262_144
+    ipcache6_prefix_max: Annotated[int, Meta(ge=1024)] = 65_536
     policy_slots_max: Annotated[int, Meta(ge=64)] = 65_536
     policy_peer_max: Annotated[int, Meta(ge=1024)] = 1_048_576
     policy_port_max: Annotated[int, Meta(ge=1024)] = 262_144
     policy_range_max: Annotated[int, Meta(ge=1024)] = 65_536
-    ct4_max: Annotated[int, Meta(ge=1024)] = 131_072
+    ct_max: Annotated[int, Meta(ge=1024)] = 131_072
+    nat_max: Annotated[int, Meta(ge=1024)] = 131_072
     events_bytes: Annotated[int, Meta(ge=4096)] = 4_194_304
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from tessera_wire.identity.v1 import identity_pb2 as pb
 from tessera_wire.identity.v1 import identity_pb2_grpc
 
 from datapath.maps.layout import Endpoint, PolicyPeer, PolicyPeerKey
-from datapath.maps.tables import Tables
+from datapath.maps.tables import MAPS_DIR, Tables
 from tests.bench.doors import Door, Rows
 from tests.fakes.netns import Namespace
 from tests.fakes.stack import Stack
@@ -131,7 +131,7 @@ def bench_node(tag: str) -> Iterator[BenchNode]:
         tables = Tables.pinned(stack.bpf_dir)
         identities = {e["name"]: e["identity"] for e in stack.endpoints()}
         rows = list(tables.endpoints.items())
-        maps = stack.bpf_dir / "maps"
+        maps = stack.bpf_dir / MAPS_DIR
         node = BenchNode(
             stack,
             *doors,

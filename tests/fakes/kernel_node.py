@@ -2,6 +2,7 @@
 
 workload namespaces ── veth + programs ── node namespace ── plain veth ── remote namespace
                                           10.77.0.1                       10.77.0.2
+                                          fd00:77::1                      fd00:77::2
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -34,6 +35,7 @@ from datapath.maps.layout import (
     PolicyRangeKey,
     PolicySlot,
     Prefix4,
+    Prefix6,
     Verdict,
 )
 from datapath.maps.tables import Sizes
@@ -45,8 +47,12 @@ T = TypeVar("T")
 BPF = Path(__file__).parents[2] / "datapath" / "bpf"
 NODE = IPv4Address("10.77.0.1")
 REMOTE = IPv4Address("10.77.0.2")
+NODE6 = IPv6Address("fd00:77::1")
+REMOTE6 = IPv6Address("fd00:77::2")
+GATEWAY6 = IPv6Address("fe80::1")
 HOST_IDENTITY = 1
 REMOTE_IDENTITY = 16777217
+NO_FLAGS = EndpointFlags(0)
 SMALL = Sizes(
     endpoints_max=64,
     ipcache4_max=4096,
@@ -55,7 +61,10 @@ SMALL = Sizes(
     policy_peer_max=65536,
     policy_port_max=4096,
     policy_range_max=1024,
-    ct4_max=4096,
+    ipcache6_max=4096,
+    ipcache6_prefix_max=1024,
+    ct_max=4096,
+    nat_max=4096,
     events_bytes=262144,
 )
 
@@ -112,15 +121,32 @@ class Workload:
     def ip(self) -> str:
         return str(self.address)
 
+    @property
+    def address6(self) -> IPv6Address:
+        return IPv6Address((0xFD000078 << 96) + (int(self.address) & 0xFF))
 
-def answer(verdict: Verdict, rule_id: int = 0) -> PolicyAnswer:
-    return PolicyAnswer(rule_id, 0, verdict)
+    @property
+    def ip6(self) -> str:
+        return str(self.address6)
+
+
+NO_ROW_FLAGS = PeerFlags(0)
+
+
+def answer(verdict: Verdict, rule_id: int = 0, *, flags: PeerFlags = NO_ROW_FLAGS) -> PolicyAnswer:
+    return PolicyAnswer(rule_id, 0, verdict, flags)
 
 
 def peer(
-    verdict: Verdict, rule_id: int = 0, *, class_id: int = 0, flags: PeerFlags | None = None
+    verdict: Verdict,
+    rule_id: int = 0,
+    *,
+    class_id: int = 0,
+    flags: PeerFlags = NO_ROW_FLAGS,
+    staged: Verdict = Verdict.NONE,
+    staged_rule_id: int = 0,
 ) -> PolicyPeer:
-    return PolicyPeer(class_id, rule_id, 0, verdict, flags or PeerFlags(0))
+    return PolicyPeer(class_id, rule_id, 0, verdict, flags, staged_rule_id, staged)
 
 
 class KernelNode:
@@ -169,7 +195,12 @@ class KernelNode:
         remote.ip(f"addr add {REMOTE}/24 dev eth0")
         remote.ip("link set eth0 up")
         remote.ip(f"route add default via {NODE}")
+        for ns, address in ((node, NODE6), (remote, REMOTE6)):
+            device = "up0" if ns is node else "eth0"
+            ns.ip(f"-6 addr add {address}/64 dev {device} nodad")
+        remote.ip(f"-6 route add default via {NODE6}")
         node.call(links.ensure_forwarding)
+        node.sysctl("ipv6/conf/all/forwarding", "1")
         made = cls(node, remote, datapath, bpf_dir, attach)
         made.reset()
         return made
@@ -194,19 +225,31 @@ class KernelNode:
         self.call(lambda: self.datapath.attach(link.ifindex, outer))
         self.call(lambda: links.set_up(outer, ip, link.mac))
         workload = Workload(ns, outer, link, ip, identity, number)
+        self._give_ipv6(workload)
         self.workloads.append(workload)
         self.reset()
         return workload
 
+    def _give_ipv6(self, w: Workload) -> None:
+        """Permanent neighbours at both ends, as links.py makes them for IPv4."""
+        w.ns.ip(f"-6 addr add {w.ip6}/128 dev eth0 nodad")
+        w.ns.ip(f"-6 neigh replace {GATEWAY6} lladdr {w.link.host_mac.hex(':')} dev eth0")
+        w.ns.ip(f"-6 route add default via {GATEWAY6} dev eth0")
+        self.ns.sysctl(f"ipv6/conf/{w.outer}/disable_ipv6", "0")
+        self.ns.ip(f"-6 neigh replace {w.ip6} lladdr {w.link.mac.hex(':')} dev {w.outer}")
+        self.ns.ip(f"-6 route replace {w.ip6}/128 dev {w.outer}")
+
     def reset(self) -> None:
         """No policy, no flow, no event; every workload ready and open."""
         t = self.tables
-        for table in (t.ct4, t.policy_peer, t.policy_port, t.policy_range):
+        for table in (t.ct, t.policy_peer, t.policy_port, t.policy_range, t.control, t.nat):
             table.delete_many([key for key, _ in table.items()])
-        for table in (t.ipcache4, t.ipcache4_prefix):
+        for table in (t.ipcache4, t.ipcache4_prefix, t.ipcache6, t.ipcache6_prefix):
             table.delete_many([key for key, _ in table.items()])
         t.ipcache4.put_many({int(NODE): IpcacheEntry(HOST_IDENTITY)})
         t.ipcache4_prefix.put_many({Prefix4(32, int(REMOTE)): IpcacheEntry(REMOTE_IDENTITY)})
+        t.ipcache6.put_many({int(NODE6): IpcacheEntry(HOST_IDENTITY)})
+        t.ipcache6_prefix.put_many({Prefix6(128, int(REMOTE6)): IpcacheEntry(REMOTE_IDENTITY)})
         for workload in self.workloads:
             self.place(workload)
         self.datapath.ring.drain(1 << 20)
@@ -219,15 +262,26 @@ class KernelNode:
         slot_out: int = 0,
         ready: bool = True,
         identity: int | None = None,
+        flags: EndpointFlags = NO_FLAGS,
     ) -> None:
         who = w.identity if identity is None else identity
-        flags = EndpointFlags.READY if ready else EndpointFlags(0)
         row = Endpoint(
-            w.id, who, slot_in, slot_out, flags, int(w.address), w.link.mac, w.link.host_mac
+            w.id,
+            who,
+            slot_in,
+            slot_out,
+            flags | EndpointFlags.READY if ready else flags,
+            int(w.address),
+            w.link.mac,
+            w.link.host_mac,
+            int(w.address6),
         )
-        self.tables.endpoints.put_many({w.link.ifindex: row})
-        self.tables.local4.put_many({int(w.address): LocalEndpoint(w.link.ifindex)})
-        self.tables.ipcache4.put_many({int(w.address): IpcacheEntry(who)})
+        t, here = self.tables, LocalEndpoint(w.link.ifindex)
+        t.endpoints.put_many({w.link.ifindex: row})
+        t.local4.put_many({int(w.address): here})
+        t.local6.put_many({int(w.address6): here})
+        t.ipcache4.put_many({int(w.address): IpcacheEntry(who)})
+        t.ipcache6.put_many({int(w.address6): IpcacheEntry(who)})
 
     def policy(
         self,
@@ -251,11 +305,9 @@ class KernelNode:
         return [event for event in found if kind is None or event.type == kind]
 
     def drops(self) -> list[tuple[int, int, int]]:
-        """(reason, direction, rule id) of what was dropped since last asked; IPv6 left out."""
+        """(reason, direction, rule id) of what was dropped since last asked."""
         return [
-            (event.reason, event.direction, event.rule_id)
-            for event in self.events(EventType.DROP)
-            if event.family != 6
+            (event.reason, event.direction, event.rule_id) for event in self.events(EventType.DROP)
         ]
 
     def reopen(self, object_path: Path | None = None) -> Datapath:

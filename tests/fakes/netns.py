@@ -51,6 +51,15 @@ class Namespace:
         words = ["ip", "-n", self.name, *command.split()]
         return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
+    def sysctl(self, path: str, value: str) -> None:
+        """`path`: below /proc/sys/net."""
+
+        def write() -> None:
+            with open(f"/proc/sys/net/{path}", "w") as file:
+                file.write(value)
+
+        self.call(write)
+
     def run(self, source: str, *args: str, timeout_s: float = 10.0) -> str:
         """A Python snippet as a process inside; its output."""
         words = ["nsenter", f"--net={self.path}", sys.executable, "-c", source, *args]
@@ -62,7 +71,7 @@ class Namespace:
 
     def listen(self, port: int, address: str = "0.0.0.0") -> socket.socket:
         """A TCP listener with a one second timeout on accept."""
-        listener = self.socket(socket.SOCK_STREAM)
+        listener = self.socket(socket.SOCK_STREAM, family=_family(address))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address, port))
         listener.listen(16)
@@ -73,12 +82,12 @@ class Namespace:
         self, address: str, port: int, *, timeout_s: float = 0.5, source_port: int = 0
     ) -> socket.socket:
         """TimeoutError where nothing answers."""
-        client = self.socket(socket.SOCK_STREAM)
+        client = self.socket(socket.SOCK_STREAM, family=_family(address))
         client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         client.settimeout(timeout_s)
         try:
             if source_port:
-                client.bind(("0.0.0.0", source_port))
+                client.bind(("", source_port))
             client.connect((address, port))
         except BaseException:
             client.close()
@@ -92,26 +101,33 @@ class Namespace:
             return False
         return True
 
-    def udp(self, port: int = 0) -> socket.socket:
+    def udp(self, port: int = 0, address: str = "0.0.0.0") -> socket.socket:
         """Bound, with a half second timeout on receiving."""
-        sock = self.socket(socket.SOCK_DGRAM)
-        sock.bind(("0.0.0.0", port))
+        sock = self.socket(socket.SOCK_DGRAM, family=_family(address))
+        sock.bind((address, port))
         sock.settimeout(0.5)
         return sock
 
     def ping(self, address: str, *, ident: int = 4711, timeout_s: float = 0.5) -> bool:
         """One ICMP echo request; whether its reply came."""
-        with self.socket(socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
+        six = ":" in address
+        proto = socket.IPPROTO_ICMPV6 if six else socket.IPPROTO_ICMP
+        answer = 129 if six else 0
+        with self.socket(socket.SOCK_RAW, proto, _family(address)) as sock:
             sock.settimeout(timeout_s)
-            sock.sendto(icmp_echo(ident), (address, 0))
+            sock.sendto(icmp_echo(ident, kind=128 if six else 8), (address, 0))
             try:
                 while True:
                     data, _ = sock.recvfrom(2048)
-                    icmp = data[(data[0] & 15) * 4 :]
-                    if icmp[0] == 0 and struct.unpack("!H", icmp[4:6])[0] == ident:
+                    icmp = data if six else data[(data[0] & 15) * 4 :]
+                    if icmp[0] == answer and struct.unpack("!H", icmp[4:6])[0] == ident:
                         return True
             except TimeoutError:
                 return False
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 @contextmanager

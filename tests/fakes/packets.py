@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from ipaddress import IPv6Address
 from typing import Final
 
 from tests.fakes.kernel_node import Workload
@@ -10,8 +12,11 @@ PASSED: Final = 0  # TC_ACT_OK
 DROPPED: Final = 2  # TC_ACT_SHOT
 REDIRECTED: Final = 7  # TC_ACT_REDIRECT
 
+ICMP: Final = 1
 TCP: Final = 6
 UDP: Final = 17
+FRAGMENT6: Final = 44
+ICMP6: Final = 58
 
 
 def ipv4_packet(
@@ -24,9 +29,9 @@ def ipv4_packet(
         + b"\x08\x00"
         + bytes([head.get("version_ihl", 0x45), 0])
         + total.to_bytes(2, "big")
-        + b"\0\0"
+        + head.get("id", 0).to_bytes(2, "big")
         + head.get("fragment", 0).to_bytes(2, "big")
-        + bytes([64, proto, 0, 0])
+        + bytes([head.get("ttl", 64), proto, 0, 0])
         + source.address.packed
         + destination.address.packed
         + payload
@@ -44,3 +49,44 @@ def tcp_packet(
 def udp_packet(source: Workload, destination: Workload, sport: int, dport: int) -> bytes:
     ports = sport.to_bytes(2, "big") + dport.to_bytes(2, "big")
     return ipv4_packet(source, destination, UDP, ports + b"\x00\x08\x00\x00")
+
+
+def ipv6_packet(
+    source: Workload,
+    destination: IPv6Address,
+    proto: int,
+    payload: bytes,
+    *,
+    hops: int = 64,
+    sender: IPv6Address | None = None,
+) -> bytes:
+    """`proto`: of the first header after the fixed one. `sender`: not the workload's address."""
+    return (
+        source.link.host_mac
+        + source.link.mac
+        + b"\x86\xdd\x60\0\0\0"
+        + len(payload).to_bytes(2, "big")
+        + bytes([proto, hops])
+        + (sender or source.address6).packed
+        + destination.packed
+        + payload
+    )
+
+
+def udp_datagram(sport: int, dport: int, payload: bytes = b"") -> bytes:
+    """Without a checksum, which the programs do not look at."""
+    length = 8 + len(payload)
+    return struct.pack("!4H", sport, dport, length, 0) + payload
+
+
+def tcp_segment(sport: int, dport: int, *, flags: int = 0x02) -> bytes:
+    return struct.pack("!2H2I2B3H", sport, dport, 0, 0, 0x50, flags, 0, 0, 0)
+
+
+def extension(following: int, body: bytes = bytes(6)) -> bytes:
+    """A hop-by-hop, routing or destination header; `body` fills it up to whole eight bytes."""
+    return bytes([following, (len(body) + 2) // 8 - 1]) + body
+
+
+def fragment6(following: int, ident: int, offset: int, *, more: bool) -> bytes:
+    return struct.pack("!2BHI", following, 0, offset | more, ident)

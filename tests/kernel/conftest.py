@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from datapath.maps.layout import EventType
 from tests.fakes.kernel_node import KernelNode, Workload
+from tests.fakes.packets import DROPPED
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +35,12 @@ def alice(node: KernelNode) -> Workload:
 @pytest.fixture
 def bob(node: KernelNode) -> Workload:
     return node.workloads[1]
+
+
+def dropped_with(node: KernelNode, w: Workload, packet: bytes) -> int:
+    """The reason; 0: it passed."""
+    node.events()
+    result = node.inject(w, packet)
+    drops = node.events(EventType.DROP)
+    assert (result == DROPPED) == bool(drops)
+    return drops[0].reason if drops else 0

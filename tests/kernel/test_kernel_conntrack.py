@@ -8,17 +8,8 @@ import struct
 
 import pytest
 
-from datapath.maps.layout import (
-    CtEntry,
-    CtFlags,
-    CtKey,
-    EventType,
-    IpcacheEntry,
-    PeerFlags,
-    PolicyPortKey,
-    Prefix4,
-    Verdict,
-)
+from datapath.maps.flows import CtEntry, CtFlags, CtKey
+from datapath.maps.layout import EventType, IpcacheEntry, PeerFlags, PolicyPortKey, Prefix4, Verdict
 from tests.fakes.kernel_node import (
     REMOTE,
     REMOTE_IDENTITY,
@@ -54,7 +45,7 @@ def abort_on_close(sock: socket.socket) -> None:
 
 
 def only_flow(node: KernelNode) -> tuple[CtKey, CtEntry]:
-    rows = list(node.tables.ct4.items())
+    rows = list(node.tables.ct.items())
     assert len(rows) == 1
     return rows[0]
 
@@ -91,7 +82,7 @@ def test_a_removed_allow_cuts_a_live_connection_and_its_replies(
         near.sendall(b"x")
         with pytest.raises(TimeoutError):
             far.recv(8)
-        assert node.tables.ct4.count() == 0
+        assert node.tables.ct.count() == 0
         far.sendall(b"y")
         with pytest.raises(TimeoutError):
             near.recv(8)
@@ -116,7 +107,7 @@ def test_a_removed_egress_allow_cuts_a_connection_to_the_network(
         near.sendall(b"y")
         with pytest.raises(TimeoutError):
             far.recv(8)
-        assert node.tables.ct4.count() == 0
+        assert node.tables.ct.count() == 0
     assert (181, EGRESS, 32) in node.drops()
 
 
@@ -302,7 +293,7 @@ def test_an_idle_flow_is_forgotten_in_time(
         last_seen_ns=(entry.last_seen_ns - idle_s * 10**9) % 2**64,
         flags=(entry.flags & CtFlags.INITIATOR_1) | flags,
     )
-    node.tables.ct4.put_many({key: aged})
+    node.tables.ct.put_many({key: aged})
     node.policy(8, {})
     node.place(bob, slot_out=8)
     assert (node.inject(bob, answering) == REDIRECTED) is alive

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from datapath.maps import layout
+from datapath.maps import flows, layout
 from datapath.maps.tables import CODECS, CONFIG_KEYS, Sizes
 from services.policy import clauses
 from services.runtime.config import AgentConfig
@@ -46,37 +46,52 @@ def enum_of(btf: list[dict[str, Any]], name: str) -> dict[str, int]:
 ROWS: list[tuple[str, Any]] = [
     (
         "endpoint",
-        layout.Endpoint(1, 2, 3, 4, layout.EndpointFlags.READY, 0x0A000001, b"abcdef", b"ghijkl"),
+        layout.Endpoint(
+            1, 2, 3, 4, layout.EndpointFlags.READY, 0x0A000001, b"abcdef", b"ghijkl", 0xFD << 120
+        ),
     ),
     ("local_endpoint", layout.LocalEndpoint(1)),
     ("prefix4", layout.Prefix4(24, 0x0A000000)),
+    ("prefix6", layout.Prefix6(24, 0xFD << 120)),
+    ("node", layout.Node(6)),
     ("ipcache_entry", layout.IpcacheEntry(1, 0x0A000001)),
     ("policy_slot", layout.PolicySlot(1)),
     ("policy_peer_key", layout.PolicyPeerKey(1, 2)),
     (
         "policy_peer",
-        layout.PolicyPeer(1, 2, 3, layout.Verdict.DENY, layout.PeerFlags.HAS_RANGES),
+        layout.PolicyPeer(
+            1, 2, 3, layout.Verdict.DENY, layout.PeerFlags.HAS_RANGES, 4, layout.Verdict.ALLOW
+        ),
     ),
     ("policy_port_key", layout.PolicyPortKey(1, 0x1234, 6)),
     ("policy_range_key", layout.PolicyRangeKey(56, 1, 6, 0x1234)),
-    ("policy_answer", layout.PolicyAnswer(1, 0x1234, layout.Verdict.ALLOW)),
-    ("ct4_key", layout.CtKey((0x0A000001, 0x0A000002), (80, 4000), 6)),
+    (
+        "policy_answer",
+        layout.PolicyAnswer(
+            1, 0x1234, layout.Verdict.ALLOW, layout.PeerFlags.STAGED, 2, layout.Verdict.DENY
+        ),
+    ),
+    ("control_key", layout.ControlKey(0xFD << 120, 22, 6, 1)),
+    ("ct_key", flows.CtKey((0xFFFF0A000001, 0xFFFF0A000002), (80, 4000), 6)),
+    ("nat_key", flows.NatKey(1, 2, 3, 4, 6, flows.NatDirection.IN)),
+    ("nat_entry", flows.NatEntry(1, 2)),
     (
         "ct_entry",
-        layout.CtEntry(
+        flows.CtEntry(
             1,
             (2, 3),
             (4, 5),
-            layout.CtFlags.RST,
+            flows.CtFlags.RST,
             6,
             7,
-            layout.CtSide(8, 9, 10, 11, layout.Verdict.ALLOW),
-            layout.CtSide(12, 13, 14, 15, layout.Verdict.NONE),
+            0x0A000001,
+            flows.CtSide(8, 9, 10, 11, layout.Verdict.ALLOW),
+            flows.CtSide(12, 13, 14, 15, layout.Verdict.NONE),
         ),
     ),
-    ("ct_side", layout.CtSide(1, 2, 3, 4, layout.Verdict.DENY)),
+    ("ct_side", flows.CtSide(1, 2, 3, 4, layout.Verdict.DENY, audited=True)),
     ("metric", layout.Metric(1, 2)),
-    ("config", layout.NodeConfig(1, 2, 0x0A000001)),
+    ("config", layout.NodeConfig(layout.ConfigFlags.TRACE, 0x0A000001, 3, 4789, 5, 6)),
 ]
 
 
@@ -136,9 +151,13 @@ def test_the_event_record_is_the_kernels(btf: list[dict[str, Any]]) -> None:
         ("verdict", "VERDICT_", layout.Verdict),
         ("endpoint_flags", "EP_", layout.EndpointFlags),
         ("peer_flags", "PEER_", layout.PeerFlags),
-        ("ct_flags", "CT_", layout.CtFlags),
+        ("ct_flags", "CT_", flows.CtFlags),
         ("event_type", "EVENT_", layout.EventType),
         ("match_type", "MATCH_", layout.MatchType),
+        ("trace_point", "TRACE_", layout.TracePoint),
+        ("event_flags", "EVENT_", layout.EventFlags),
+        ("config_flags", "CONFIG_", layout.ConfigFlags),
+        ("nat_direction", "NAT_", flows.NatDirection),
         ("drop_reason", "DROP_", layout.DropReason),
         ("direction", "DIR_", clauses.Direction),
     ],
@@ -157,6 +176,7 @@ def test_rule_numbers_agree(btf: list[dict[str, Any]]) -> None:
         "RULE_DEFAULT_DENY": clauses.RULE_DEFAULT_DENY,
         "RULE_ALLOW_LOCALHOST": clauses.RULE_ALLOW_LOCALHOST,
         "RULE_DEFAULT_ALLOW": clauses.RULE_DEFAULT_ALLOW,
+        "RULE_CONTROL_CHANNEL": clauses.RULE_CONTROL_CHANNEL,
         "RULE_FIRST_CLAUSE": clauses.FIRST_CLAUSE_RULE,
     }
 
@@ -164,7 +184,7 @@ def test_rule_numbers_agree(btf: list[dict[str, Any]]) -> None:
 def test_every_map_of_the_object_is_typed(btf: list[dict[str, Any]]) -> None:
     (section,) = [t for t in btf if t["kind"] == "DATASEC" and t["name"] == ".maps"]
     names = {next(t["name"] for t in btf if t["id"] == v["type_id"]) for v in section["vars"]}
-    assert names == {*CODECS, "events"}
+    assert names == {*CODECS, "events", "fragments"}  # no table: nobody else reads fragments
     assert set(CONFIG_KEYS) <= names
 
 

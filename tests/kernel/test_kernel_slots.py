@@ -40,7 +40,7 @@ Change = Callable[[KernelNode, Workload, int], None]
 def slow_node(folder: Path, before: str, looks: str) -> Iterator[KernelNode]:
     """Programs that dawdle before one line of policy.h, where a packet spends a tenth of a
     microsecond otherwise."""
-    changes = {"policy.h": (before, SLOWLY + before), "tessera.c": (LOOKS, looks)}
+    changes = {"policy.h": (before, SLOWLY + before), "judge.h": (LOOKS, looks)}
     node = KernelNode.start("slots", object_path=changed_build(folder, changes))
     try:
         alice = node.add("10.81.0.11", 1001)
@@ -114,15 +114,17 @@ def test_no_packet_is_lost_to_rows_swept_at_once(
     tmp_path: Path, before: str, change: Change
 ) -> None:
     with slow_node(tmp_path, before, LOOKS) as node:
+        not_ready = lost(node)  # what alice's stack said of itself before it had a row
         assert judged_during(node, change)
-        assert lost(node) == 0
+        assert lost(node) == not_ready
 
 
 @RACES
 def test_without_a_second_look_some_are(tmp_path: Path, before: str, change: Change) -> None:
     """That the test above meets the race at all; how soon is the scheduler's to say."""
     with slow_node(tmp_path, before, ONE_LOOK) as node:
-        assert any(judged_during(node, change) and lost(node) for _ in range(ROUNDS))
+        not_ready = lost(node)
+        assert any(judged_during(node, change) and lost(node) > not_ready for _ in range(ROUNDS))
 
 
 def test_connections_survive_policies_that_change_under_them(

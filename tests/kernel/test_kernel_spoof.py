@@ -8,7 +8,8 @@ import subprocess
 
 import pytest
 
-from datapath.maps.layout import CtFlags, Verdict
+from datapath.maps.flows import CtFlags
+from datapath.maps.layout import Verdict
 from tests.fakes.kernel_node import REMOTE, KernelNode, Workload, peer
 from tests.fakes.netns import Namespace
 from tests.fakes.packets import DROPPED, PASSED, UDP, ipv4_packet, tcp_packet, udp_packet
@@ -114,7 +115,7 @@ def test_a_connection_the_host_translates_is_judged_by_its_real_ends(
         assert near.recv(8) == b"answer"
         far.close()
     assert node.drops() == []
-    flags = [entry.flags for key, entry in node.tables.ct4.items() if 8080 in key.port]
+    flags = [entry.flags for key, entry in node.tables.ct.items() if 8080 in key.port]
     assert [flag & CtFlags.VIA_STACK for flag in flags] == [CtFlags.VIA_STACK]
     node.policy(7, {alice.identity: peer(Verdict.DENY, 32)})
     with bob.ns.listen(8080):
@@ -140,5 +141,5 @@ def test_between_endpoints_without_translation_the_stack_is_not_asked(
     node: KernelNode, alice: Workload, bob: Workload
 ) -> None:
     node.inject(alice, tcp_packet(alice, bob, 1, 2))
-    ((_, entry),) = node.tables.ct4.items()
+    ((_, entry),) = node.tables.ct.items()
     assert not entry.flags & CtFlags.VIA_STACK

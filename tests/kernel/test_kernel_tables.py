@@ -11,11 +11,9 @@ import pytest
 
 from datapath.loader import Datapath
 from datapath.maps.conntrack import forget_address
+from datapath.maps.flows import CtEntry, CtFlags, CtKey, CtSide
 from datapath.maps.layout import (
-    CtEntry,
-    CtFlags,
-    CtKey,
-    CtSide,
+    ConfigFlags,
     Event,
     IpcacheEntry,
     LocalEndpoint,
@@ -97,10 +95,11 @@ def test_pages_hold_every_row_once_as_the_kernel_does(tables: Tables) -> None:
     tables.policy_peer.put_many(rows)
     found = {}
     for keys, values, count in tables.policy_peer.items_packed():
-        assert (len(keys), len(values)) == (8 * count, 12 * count)
+        assert (len(keys), len(values)) == (8 * count, PolicyPeer.LAYOUT.size * count)
         for at in range(count):
             key = PolicyPeerKey.unpack(keys[at * 8 : at * 8 + 8])
-            found[key] = PolicyPeer.unpack(values[at * 12 : at * 12 + 12])
+            size = PolicyPeer.LAYOUT.size
+            found[key] = PolicyPeer.unpack(values[at * size : (at + 1) * size])
     assert found == rows
     assert not list(tables.ipcache4.items_packed())
 
@@ -140,16 +139,16 @@ def test_every_slot_exists_and_deleting_resets_it(tables: Tables) -> None:
 
 def test_flows_of_an_address_are_forgotten_and_no_others(tables: Tables) -> None:
     side = CtSide(0, 0, 1, 0, Verdict.ALLOW)
-    entry = CtEntry(1, (1, 1), (9, 9), CtFlags(0), 5, 6, side, side)
+    entry = CtEntry(1, (1, 1), (9, 9), CtFlags(0), 5, 6, 0, side, side)
     rows = {CtKey((n, 100 + n % 4), (80, 4000), 6): entry for n in range(40)}
-    tables.ct4.put_many(rows)
-    assert forget_address(tables.ct4, 101) == 10
-    assert {key.addr[1] for key, _ in tables.ct4.items()} == {100, 102, 103}
+    tables.ct.put_many(rows)
+    assert forget_address(tables.ct, 101) == 10
+    assert {key.addr[1] for key, _ in tables.ct.items()} == {100, 102, 103}
 
 
 def test_the_node_config_is_row_0(tables: Tables) -> None:
-    tables.config.put_many({0: NodeConfig(1, 2, 3)})
-    assert tables.config.get(0) == NodeConfig(1, 2, 3)
+    tables.config.put_many({0: NodeConfig(ConfigFlags.TRACE, 2, 3)})
+    assert tables.config.get(0) == NodeConfig(ConfigFlags.TRACE, 2, 3)
     assert tables.config.max_entries == 1
 
 
@@ -170,7 +169,7 @@ def test_without_batch_calls_rows_go_one_by_one(
 
 
 def test_a_memory_ring_gives_the_oldest_first() -> None:
-    first = Event(*[1] * 8, bytes(16), bytes(16), *[2] * 8)
+    first = Event(*[1] * 9, bytes(16), bytes(16), *[2] * 12)
     second = first._replace(time_ns=3)
     ring = MemoryRing([first])
     ring.put(second)

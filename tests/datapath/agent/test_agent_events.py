@@ -36,14 +36,15 @@ BEGINNING = Update(
     addresses=(Address("10.0.0.1", 256, "n2", "shop", "client"),),
 )
 RING_BYTES = 65536
+MAPPED = bytes(10) + b"\xff\xff"
 DENIED = {"type": 1, "reason": 133, "rule_id": 2, "verdict": 0}
 
 
 def event(**changes: object) -> Event:
     made = Event(
-        1_000_000_000, 9, 256, 300, 16, 60, htons(40000), htons(80),
-        bytes([10, 0, 0, 1]) + bytes(12), bytes([10, 0, 0, 2]) + bytes(12),
-        5, 0, 1, 1, 6, 2, 4, 2,
+        1_000_000_000, 9, 256, 300, 16, 0, 60, htons(40000), htons(80),
+        MAPPED + bytes([10, 0, 0, 1]), MAPPED + bytes([10, 0, 0, 2]),
+        5, 0, 1, 1, 6, 2, 4, 2, 0, 0, 0, 0,
     )  # fmt: skip
     return made._replace(**changes)
 

@@ -138,7 +138,7 @@ async def test_a_deleted_endpoint_leaves_nothing(
     tables = node.tables
     assert not list(tables.endpoints.items())
     assert not list(tables.local4.items())
-    assert not list(tables.ct4.items())
+    assert not list(tables.ct.items())
     held = {address for address, entry in tables.ipcache4.items() if entry.identity != 1}
     tables.close()
     assert not held
