@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from msgspec import Struct
 
 from ipam.block import Block, Family, address_text, family_of
-from ipam.pool import BLOCK_SIZE, BLOCK_SIZE_V6
+from ipam.pool import BLOCK_SIZE, BLOCK_SIZE_V6, Pool, define
 
 ROOT = "tessera/ipam/"
 POOLS = ROOT + "pool/"
@@ -80,6 +80,23 @@ class PoolRecord(Struct, frozen=True, forbid_unknown_fields=True):
     max_blocks: int = 0
     local: bool = True
     cooldown_s: int | None = None
+
+
+def defined(name: str, record: PoolRecord) -> Pool:
+    """Raises `PoolError`."""
+    return define(
+        name,
+        record.cidrs,
+        record.block_size,
+        record.reserved,
+        block_size_v6=record.block_size_v6,
+        disabled=record.disabled,
+        namespaces=record.namespaces,
+        strict=record.strict,
+        max_blocks=record.max_blocks,
+        local=record.local,
+        cooldown_s=record.cooldown_s,
+    )
 
 
 class BlockRecord(Struct, frozen=True, forbid_unknown_fields=True):

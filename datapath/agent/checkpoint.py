@@ -74,14 +74,14 @@ def write(path: Path, payload: bytes) -> None:
     """Blocks for two fsyncs. Exhausted: no room; what was there before is there still."""
     header = _HEADER.pack(_MAGIC, _VERSION, zlib.crc32(payload), len(payload))
     try:
-        _replace(path, header + payload)
+        replace(path, header + payload)
     except OSError as error:
         raise Exhausted(
             f"cannot write {path}: {error.strerror}; make room there or mend the disk"
         ) from error
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace(path: Path, data: bytes) -> None:
     aside = path.with_suffix(".tmp")
     with aside.open("wb") as file:
         file.write(data)

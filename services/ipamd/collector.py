@@ -33,6 +33,8 @@ log = logger(__name__)
 EVERY_S = 10.0
 # Younger than this, a node counts as alive when it is to be forgotten by hand.
 ALIVE_S = 60.0
+# What an owner has that has asked and not yet been answered.
+ASKING: frozenset[int] = frozenset()
 
 Who = tuple[str, str, str]
 
@@ -80,7 +82,14 @@ class Collector:
     async def report(self, node: str, held: Mapping[Who, frozenset[int]]) -> tuple[int, int]:
         """(suspected from now on, released now). An owner without addresses is asking just now."""
         before = self._suspects.get(node, {})
-        unknown = [row for row in self._view.on_node(node) if _unknown(row, held)]
+        known = frozenset().union(*held.values())
+        unknown = [
+            row
+            for row in self._view.on_node(node)
+            if not row.retained_until
+            and row.address not in known
+            and held.get(_who(row.owner)) != ASKING
+        ]
         sure = [row for row in unknown if before.get((row.pool, row.address)) == row.revision]
         released = 0
         for group in _allocations(sure):
@@ -239,13 +248,6 @@ class Collector:
                 name=str(row.owner),
                 reason=reason,
             )
-
-
-def _unknown(row: Assigned, held: Mapping[Who, frozenset[int]]) -> bool:
-    if row.retained_until:
-        return False
-    known = held.get(_who(row.owner))
-    return known is None or (bool(known) and row.address not in known)
 
 
 def _who(owner: Owner) -> Who:

@@ -16,6 +16,7 @@ from ipam.keys import (
     BLOCKS,
     POOLS,
     PoolRecord,
+    defined,
     parse_address_key,
     parse_pool_key,
 )
@@ -91,7 +92,7 @@ async def delete(store: Store, name: str, revision: int | None) -> int:
 def define(name: str, record: PoolRecord) -> Pool:
     """Raises `Invalid`."""
     try:
-        return rows.defined(name, record)
+        return defined(name, record)
     except PoolError as error:
         raise Invalid(str(error)) from None
 

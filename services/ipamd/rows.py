@@ -21,12 +21,13 @@ from ipam.keys import (
     Owner,
     OwnerRecord,
     PoolRecord,
+    defined,
     parse_address_key,
     parse_block_key,
     parse_node_key,
     parse_pool_key,
 )
-from ipam.pool import Pool, define
+from ipam.pool import Pool
 from ipam.view import Assigned, Claimed, View
 from services.runtime.log import logger
 from services.store.model import Changed, KeyValue, Put, Removed, Revision, Txn
@@ -93,22 +94,6 @@ def written(txn: Txn, revision: Revision) -> tuple[Changed, ...]:
 def pool_of(kv: KeyValue) -> Pool:
     """Raises ValueError, as do the others."""
     return defined(parse_pool_key(kv.key), _pool.decode(kv.value))
-
-
-def defined(name: str, record: PoolRecord) -> Pool:
-    return define(
-        name,
-        record.cidrs,
-        record.block_size,
-        record.reserved,
-        block_size_v6=record.block_size_v6,
-        disabled=record.disabled,
-        namespaces=record.namespaces,
-        strict=record.strict,
-        max_blocks=record.max_blocks,
-        local=record.local,
-        cooldown_s=record.cooldown_s,
-    )
 
 
 def claimed_of(kv: KeyValue) -> Claimed:
