@@ -21,7 +21,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_interface
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,6 +46,7 @@ __all__ = [
     "look_inside",
     "netns_exists",
     "node_addresses",
+    "node_networks",
     "set_up",
 ]
 
@@ -57,6 +58,7 @@ INTERFACE_NAME: Final = re.compile(r"[^\s/:]{1,15}")
 _IFF_UP: Final = 1
 _NUD_PERMANENT: Final = 0x80
 _SCOPE_HOST: Final = 254
+_SCOPE_LINK: Final = 253
 _MAIN_TABLE: Final = 254
 
 
@@ -317,6 +319,19 @@ def node_addresses() -> tuple[IPv4Address, ...]:
             if row["scope"] != _SCOPE_HOST
         ]
     return tuple(dict.fromkeys(address for _, _, address in sorted(rows)))
+
+
+def node_networks() -> tuple[str, ...]:
+    """The networks that the node's interfaces are in, without loopback and link-local ones."""
+    with _netlink("cannot read the node's addresses") as netlink:
+        found = [
+            ip_interface(f"{row.get('address')}/{row['prefixlen']}").network
+            for family in (socket.AF_INET, socket.AF_INET6)
+            for row in netlink.get_addr(family=family)
+            if row["scope"] not in (_SCOPE_HOST, _SCOPE_LINK)
+        ]
+    wide = {network for network in found if network.num_addresses > 1}
+    return tuple(sorted(map(str, wide)))
 
 
 def ensure_forwarding() -> None:

@@ -213,7 +213,7 @@ class Local:
     def _take(self, holding: Holding, at: float, *, known: bool) -> None:
         who = who_is(holding.owner)
         before = self.held.get(who)
-        if before is not None and known:
+        if before is not None and before.owner.uid == holding.owner.uid:
             both = tuple(sorted({*before.addresses, *holding.addresses}))
             holding = Holding(holding.owner, holding.pool, both)
         self.held[who] = holding

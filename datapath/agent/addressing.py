@@ -12,7 +12,7 @@ that nobody here knows.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from tessera_wire.ipam.v1 import ipam_pb2 as pb
 
 from datapath.agent.addresslog import AddressLog
 from datapath.agent.record import EndpointRecord
-from ipam.block import address_text, parse_block
+from ipam.block import Block, address_text, parse_block
 from ipam.keys import Owner
 from ipam.window import (
     Entry,
@@ -37,7 +37,7 @@ from ipam.window import (
     who_is,
 )
 from services.runtime.clock import Clock
-from services.runtime.errors import Exhausted, TesseraError
+from services.runtime.errors import TesseraError
 from services.runtime.log import logger
 from services.wire import addresses as convert
 from services.wire.client import call
@@ -85,7 +85,7 @@ class Addressing:
         self._records = records
         self._networks = networks
         self._clock = clock
-        self._empty_since: dict[tuple[str, object], float] = {}
+        self._empty_since: dict[tuple[str, Block], float] = {}
         self._hurry = asyncio.Event()
         self._untold = asyncio.Event()
         if self._local.pending:
@@ -97,12 +97,14 @@ class Addressing:
     async def allocate(self, record: EndpointRecord) -> Given:
         """The same addresses again for the same endpoint."""
         owner, now_s = owner_of(record), self._clock.now_s()
-        wanted = convert.addresses_from_wire(record.wanted)
+        wanted = convert.addresses_from_wire(record.static)
         chosen = None
         if not record.retain_s:
             chosen = self._local.choose(owner, record.pool, wanted, now_s)
         match chosen:
             case Holding():
+                # What could not be written before must be by now.
+                await self._journal.append()
                 return given(map(address_text, chosen.addresses))
             case Took():
                 await self._journal.append(chosen)
@@ -116,7 +118,7 @@ class Addressing:
             node=self._node,
             owner=convert.owner_to_wire(owner),
             pool=record.pool,
-            addresses=record.wanted,
+            addresses=record.static,
             retain_s=record.retain_s,
         )
         answer = await call(self._stub.Allocate, request, deadline_s=RPC_DEADLINE_S)
@@ -135,6 +137,20 @@ class Addressing:
         request = pb.ReleaseRequest(node=self._node, owner=convert.owner_to_wire(owner))
         await call(self._stub.Release, request, deadline_s=RPC_DEADLINE_S)
 
+    async def leave(self) -> None:
+        """Gives everything back: what endpoints have, and the windows. Raises `Retry` while ipamd
+        is away; then it may be asked again."""
+        for record in self._records():
+            await self.release(record)
+        now_s = self._clock.now_s()
+        await self._journal.append(*[Freed(h.owner, now_s) for h in self._local.held.values()])
+        while self._local.pending:
+            await self.tell()
+        for window in tuple(self._local.windows.values()):
+            await self._narrow(window, 0)
+        while self._local.windows:
+            await self.sync(wishing=False)
+
     # -------------------------------------------------------------- beside it
 
     async def settle(self) -> None:
@@ -147,12 +163,17 @@ class Addressing:
             if who not in records
         ]
         for record in records.values():
-            for address in filter(None, (record.address, record.address6)):
-                window = self._window_of(address)
-                if window is not None and (window.pool, address) not in self._local.used:
-                    # The store may know it; it may be what was not told before the disk was lost.
-                    ips = (address_text(address),)
-                    events.append(Took(owner_of(record), window.pool, ips, now_s))
+            windows = [
+                (address, self._window_of(address))
+                for address in (record.address, record.address6)
+                if address
+            ]
+            # The store may know it; it may be what was not told before the disk was lost.
+            events += [
+                Took(owner_of(record), window.pool, (address_text(address),), now_s)
+                for address, window in windows
+                if window is not None and (window.pool, address) not in self._local.used
+            ]
         if events:
             log.warning("addresses.settled", count=len(events))
             await self._journal.append(*events)
@@ -187,30 +208,31 @@ class Addressing:
             await self._clock.sleep(SYNC_PAUSE_S / 10)
             waited_s += SYNC_PAUSE_S / 10
 
-    async def sync(self) -> bool:
+    async def sync(self, *, wishing: bool = True) -> bool:
         """One exchange about windows. True: the next is due at once."""
         local, now_s = self._local, self._clock.now_s()
         spare = local.surplus(self._empty_since, now_s)
         if spare is not None:
             await self._narrow(spare, 0)
+        wishes = local.wishes(now_s) if wishing else []
         request = pb.SyncWindowsRequest(
             node=self._node,
             instance=self._journal.instance,
             networks=self._networks(),
             held=map(_to_wire, local.windows.values()),
-            wanted=[pb.WindowWanted(pool=p, family=f) for p, f in local.wishes(now_s)]
-            or self._first_wish(),
+            wanted=[pb.WindowWanted(pool=p, family=f) for p, f in wishes],
         )
         answer = await call(self._stub.SyncWindows, request, deadline_s=RPC_DEADLINE_S)
+        first = not local.pools
         await self._hear(answer, now_s)
         for each in answer.gone:
             await self._drop(each)
         for each in answer.confirmed:
             if each.size == 0:
                 await self._drop(each)
-        for each in answer.given:
-            await self._gain(each, now_s)
-        narrowed = False
+        for fresh in answer.given:
+            await self._gain(fresh, now_s)
+        narrowed = first and bool(local.wishes(now_s))
         for each in answer.recalled:
             known = local.windows.get((each.pool, parse_block(each.block)))
             if known is not None and known.generation == each.generation:
@@ -248,7 +270,7 @@ class Addressing:
             ips = ",".join(map(address_text, entry.holding.addresses))
             if result.lost:
                 self.lost[ips] = result.lost
-                log.error("address.lost", address=ips, reason=result.lost)
+                log.warning("address.lost", address=ips, reason=result.lost)
             else:
                 self.lost.pop(ips, None)
         await self._journal.append(Told(len(entries)))
@@ -266,10 +288,6 @@ class Addressing:
                 log.debug("addresses.untold", error=str(error))
                 await self._clock.sleep(1.0)
                 self._untold.set()
-
-    def _first_wish(self) -> list[pb.WindowWanted]:
-        """Before the pools are known: of the default pool."""
-        return [] if self._local.pools else [pb.WindowWanted(pool="", family=0)]
 
     async def _hear(self, answer: pb.SyncWindowsResponse, now_s: float) -> None:
         pools = {each.name: convert.spec_from_wire(each.spec) for each in answer.pools}
@@ -314,9 +332,7 @@ class Addressing:
 
 def owner_of(record: EndpointRecord) -> Owner:
     """`uid`: another for each time the endpoint is made."""
-    return Owner(
-        record.namespace, record.name, record.interface, f"{record.outer}.{record.id}"
-    )
+    return Owner(record.namespace, record.name, record.interface, f"{record.outer}.{record.id}")
 
 
 def given(ips: Iterable[str]) -> Given:

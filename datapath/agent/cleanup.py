@@ -25,11 +25,13 @@ from tessera_wire.ipam.v1.ipam_pb2_grpc import IpamServiceStub
 from datapath import links
 from datapath.agent import api, checkpoint
 from datapath.agent.addressing import Addressing
+from datapath.agent.addresslog import FILE, INSTANCE_FILE, AddressLog
 from datapath.agent.checkpoint import ENDPOINTS_FILE, VIEW_FILE, Journal
 from datapath.agent.record import OUTER_PREFIX
 from datapath.attachments import Attachments
 from datapath.maps.tables import CODECS, MAPS_DIR
 from datapath.routes import Router
+from services.runtime.clock import SystemClock
 from services.runtime.config import AgentConfig
 from services.runtime.errors import TesseraError, Unusable
 from services.runtime.process import load_or_exit
@@ -85,22 +87,32 @@ def _steps(config: AgentConfig) -> Iterator[str]:
         shutil.rmtree(bpf_dir)
         yield f"{len(maps)} maps and every pin in {bpf_dir}"
     if journal is not None:
-        yield asyncio.run(_give_back(config, journal))
-    for name in (ENDPOINTS_FILE, VIEW_FILE):
+        log = AddressLog(state_dir)
+        try:
+            yield asyncio.run(_give_back(config, journal, log))
+        finally:
+            log.close()
+    for name in (ENDPOINTS_FILE, VIEW_FILE, FILE, INSTANCE_FILE):
         path = state_dir / name
         if path.exists():
             path.unlink()
             yield f"file {path}"
 
 
-async def _give_back(config: AgentConfig, journal: Journal) -> str:
+async def _give_back(config: AgentConfig, journal: Journal, log: AddressLog) -> str:
     """Raises what the control plane's absence raises, before the file that names them is gone."""
     node, records = config.node_name, journal.endpoints
     async with channel(config.ipamd) as to_ipamd, channel(config.identityd) as to_identityd:
-        addresses = Addressing(IpamServiceStub(to_ipamd), node)
+        addresses = Addressing(
+            IpamServiceStub(to_ipamd),
+            node,
+            journal=log,
+            records=lambda: records,
+            networks=tuple,
+            clock=SystemClock(),
+        )
         try:
-            for record in records:
-                await addresses.release(record)
+            await addresses.leave()
             if journal.lease:  # identities and announcements hang on it
                 close = idpb.CloseSessionRequest(node=node, lease=journal.lease)
                 stub = IdentityServiceStub(to_identityd)

@@ -61,6 +61,9 @@ class Wanted:
     network: str = ""
     mtu: int = 0
     routes: tuple[str, ...] = ()
+    pool: str = ""
+    static: tuple[str, ...] = ()
+    retain_s: int = 0
 
 
 class Identities(Protocol):
@@ -227,6 +230,9 @@ class Endpoints:
             network=wanted.network,
             mtu=wanted.mtu,
             routes=wanted.routes,
+            pool=wanted.pool,
+            static=wanted.static,
+            retain_s=wanted.retain_s,
         )
         self.next_id += 1
         self._records[key] = record

@@ -32,6 +32,7 @@ from tessera_wire.policy.v1.policy_pb2_grpc import PolicyAdminStub, PolicyDistri
 from datapath import links
 from datapath.agent import api, checkpoint, recovery
 from datapath.agent.addressing import Addressing
+from datapath.agent.addresslog import AddressLog
 from datapath.agent.checkpoint import Journal
 from datapath.agent.endpoints import Endpoints
 from datapath.agent.enforcement import Enforcement, Realised
@@ -78,6 +79,7 @@ class Restored:
     view: View
     datapath: Datapath
     own: tuple[IPv4Address, ...]
+    addresses: AddressLog
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -96,6 +98,7 @@ async def agent(config: AgentConfig) -> None:
             await serve(config, clock, restored)
         finally:
             restored.datapath.close()
+            restored.addresses.close()
 
 
 def restore(config: AgentConfig) -> Restored:
@@ -120,7 +123,7 @@ def restore(config: AgentConfig) -> Restored:
     if journal is None:
         rows = dict(loaded.tables.endpoints.items())
         journal = recovery.adopt(rows, view, recovery.interfaces())
-    return Restored(journal, view, loaded, links.node_addresses())
+    return Restored(journal, view, loaded, links.node_addresses(), AddressLog(state_dir))
 
 
 async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
@@ -189,10 +192,19 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             clock=clock,
         )
         machine = NodeMachine(loaded)
+        networks = await asyncio.to_thread(links.node_networks)
+        addressing = Addressing(
+            IpamServiceStub(to_ipamd),
+            node,
+            journal=restored.addresses,
+            records=lambda: endpoints.records,
+            networks=lambda: networks,
+            clock=clock,
+        )
         endpoints = Endpoints(
             node=node,
             identities=identities,
-            addresses=Addressing(IpamServiceStub(to_ipamd), node),
+            addresses=addressing,
             policies=subscription,
             rows=enforcement,
             machine=machine,
@@ -218,6 +230,7 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             whole=whole,
         )
         status.observe()
+        await addressing.settle()
 
         door = api.Api(endpoints, events, status.report).application()
         verifier = Verifier(
@@ -244,6 +257,7 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             relabel.run(),
             subscription.run(),
             keeper.run(),
+            addressing.run(),
             events.run(),
             whole.run(),
             endpoints.tidy(vanished),

@@ -27,7 +27,8 @@ class EndpointRecord:
     """`outer`: the host side of the pair. While CREATING the fields from `identity` to `host_mac`
     are unset. `address6`: 0 when its pool has no IPv6. `container`, `network`: of the runtime that
     asked for it by CNI, else empty. `mtu` 0: what links.py gives. `routes`: CIDRs its namespace
-    reaches through it; none: everything."""
+    reaches through it; none: everything. `pool`: of addresses; empty: by namespace. `static`: the
+    addresses asked for. `retain_s`: how long they are kept for it once it is gone."""
 
     id: int
     namespace: str
@@ -47,6 +48,9 @@ class EndpointRecord:
     network: str = ""
     mtu: int = 0
     routes: tuple[str, ...] = ()
+    pool: str = ""
+    static: tuple[str, ...] = ()
+    retain_s: int = 0
 
     @property
     def key(self) -> tuple[str, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import Annotated
 
 import msgspec
 
@@ -14,13 +16,18 @@ from services.runtime.errors import Invalid
 
 
 class EndpointRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`labels`: each source:key=value. `netns`: a name of `ip netns`, or a path."""
+    """`labels`: each source:key=value. `netns`: a name of `ip netns`, or a path. `pool`: empty for
+    the one that serves the namespace. `ips`: static addresses, one of a family. `retain_s`: how
+    long the addresses are kept for the endpoint of this name once it is deleted."""
 
     namespace: str
     name: str
     netns: str
     labels: tuple[str, ...] = ()
     interface: str = "eth0"
+    pool: str = ""
+    ips: tuple[str, ...] = ()
+    retain_s: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0
 
     def wanted(self) -> Wanted:
         """Raises `Invalid` for what no step of the creation could be content with."""
@@ -35,7 +42,17 @@ class EndpointRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 "space, / or :"
             )
         check_labels(self.namespace, self.labels)
-        return Wanted(self.namespace, self.name, self.labels, self.netns, self.interface)
+        check_static(self.ips)
+        return Wanted(
+            self.namespace,
+            self.name,
+            self.labels,
+            self.netns,
+            self.interface,
+            pool=self.pool,
+            static=self.ips,
+            retain_s=self.retain_s,
+        )
 
 
 def check_name(namespace: str, name: str) -> None:
@@ -47,6 +64,17 @@ def check_name(namespace: str, name: str) -> None:
             f"namespace {namespace!r} could not be named by a policy: use lower-case "
             "letters, digits and -, at most 63"
         )
+
+
+def check_static(ips: Iterable[str]) -> None:
+    families = []
+    for ip in ips:
+        try:
+            families.append(ip_address(ip).version)
+        except ValueError:
+            raise Invalid(f"address {ip!r} is not an IP address") from None
+    if len(set(families)) < len(families):
+        raise Invalid(f"addresses {', '.join(ips)}: give at most one of each family")
 
 
 def check_labels(namespace: str, labels: Iterable[str]) -> None:

@@ -113,6 +113,14 @@ class FakeAddresses(iprpc.IpamServiceServicer):
         return ippb.ReleaseResponse(released=self.owners.pop(owner, None) is not None)
 
 
+    async def SyncWindows(self, request, context):
+        """Nobody gets a window here: every address is asked for."""
+        return ippb.SyncWindowsResponse(node_gone_s=86_400)
+
+    async def ReportInventory(self, request, context):
+        return ippb.ReportInventoryResponse()
+
+
 # No update has this revision: ends the stream.
 _END = 2**63
 
