@@ -146,7 +146,11 @@ def _load(path: Path) -> Any:  # noqa: ANN401  the decoded msgpack value
 
 
 def pack_journal(journal: Journal) -> bytes:
-    endpoints = [{**asdict(each), "state": each.state.value} for each in journal.endpoints]
+    endpoints = [
+        # msgpack has no number as large as an IPv6 address.
+        {**asdict(each), "state": each.state.value, "address6": each.address6.to_bytes(16, "big")}
+        for each in journal.endpoints
+    ]
     known = [(each.labels, each.number, each.held_s) for each in journal.known]
     return _packed((journal.next_id, journal.lease, endpoints, known))
 
@@ -169,6 +173,8 @@ def _record(fields: dict[str, Any]) -> EndpointRecord:
         key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
     }
     known["state"] = State(fields["state"])
+    if isinstance(known.get("address6"), bytes):
+        known["address6"] = int.from_bytes(known["address6"], "big")
     return EndpointRecord(**known)
 
 

@@ -1,5 +1,5 @@
-"""A node that does nothing but give addresses to endpoints and take them back, in a process that may
-be killed at any point: the agent's Addressing and log, and records on disk as the agent keeps them.
+"""A node that does nothing but give addresses to endpoints and take them back, in a process that
+may be killed at any point: the agent's Addressing, its log, its records on disk.
 
     python -m tests.fakes.address_node '{"node": ..., "target": ..., "folder": ..., ...}'
 
@@ -15,7 +15,6 @@ import json
 import os
 import random
 import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -42,20 +41,19 @@ class Node:
         self.concurrency = options["concurrency"]
         self.target = options["target"]
         self.random = random.Random(options["seed"])
+        self.clock = SystemClock()
         self.records: dict[tuple[str, str], EndpointRecord] = {}
         journal = checkpoint.load_journal(self.folder) or Journal()
         self.next_id = journal.next_id
         self.records = {record.key: record for record in journal.endpoints}
         self.busy: set[tuple[str, str]] = set()
-        self.ledger = os.open(
-            self.folder / "ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600
-        )
+        self.ledger = os.open(self.folder / "ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         self.saving = asyncio.Lock()
         self.saved = self.asked = 0
 
     def note(self, what: str, record: EndpointRecord) -> None:
         ips = [address_text(a) for a in (record.address, record.address6) if a]
-        line = [time.monotonic_ns(), what, str(owner_of(record)), record.id, ips]
+        line = [self.clock.monotonic_s(), what, str(owner_of(record)), record.id, ips]
         os.write(self.ledger, json.dumps(line).encode() + b"\n")
 
     async def save(self) -> None:
@@ -65,9 +63,7 @@ class Node:
             if self.saved >= mine:
                 return
             covers = self.asked
-            packed = checkpoint.pack_journal(
-                Journal(self.next_id, 0, tuple(self.records.values()))
-            )
+            packed = checkpoint.pack_journal(Journal(self.next_id, 0, tuple(self.records.values())))
             await asyncio.to_thread(checkpoint.write, self.folder / ENDPOINTS_FILE, packed)
             self.saved = covers
 
@@ -147,7 +143,6 @@ class Node:
         (self.folder / "settled.tmp").rename(self.folder / "settled")
 
     async def run(self) -> None:
-        clock = SystemClock()
         log = AddressLog(self.folder)
         async with channel(self.target) as to_ipamd:
             addressing = Addressing(
@@ -156,7 +151,7 @@ class Node:
                 journal=log,
                 records=lambda: self.records.values(),
                 networks=tuple,
-                clock=clock,
+                clock=self.clock,
             )
             # What a killed run left half made, as the agent does it.
             await addressing.settle()
@@ -169,7 +164,7 @@ class Node:
                     for _ in range(self.concurrency):
                         workers.create_task(self.work(addressing))
                 await self.settle(addressing)
-                while self.phase() != "exit":
+                while self.phase() != "exit":  # noqa: ASYNC110 - a file says it
                     await asyncio.sleep(0.05)
                 running.cancel()
         log.close()

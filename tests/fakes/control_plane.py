@@ -112,7 +112,6 @@ class FakeAddresses(iprpc.IpamServiceServicer):
         owner = (request.owner.namespace, request.owner.name)
         return ippb.ReleaseResponse(released=self.owners.pop(owner, None) is not None)
 
-
     async def SyncWindows(self, request, context):
         """Nobody gets a window here: every address is asked for."""
         return ippb.SyncWindowsResponse(node_gone_s=86_400)
