@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,13 +32,11 @@ from services.wire.client import trace_metadata, translate
 from services.wire.held import NOTHING, Held, held_to_wire
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tessera_wire.policy.v1.policy_pb2_grpc import PolicyDistributionAsyncStub
-
     Stream = grpc.aio.StreamStreamCall[pb.AgentMessage, pb.Update]
 
 log = logger(__name__)
+
+Decode = Callable[[pb.Update], Update]
 
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
@@ -47,12 +45,16 @@ LONGEST_PAUSE_S = 10.0
 FIRST_ANSWER_S = 15.0
 
 
+class Stub(Protocol):
+    def Subscribe(self, *, metadata: Sequence[tuple[str, str]]) -> Stream: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Door:
     """One policyd."""
 
     target: str
-    stub: PolicyDistributionAsyncStub
+    stub: Stub
 
 
 class Realiser(Protocol):
@@ -76,8 +78,10 @@ class Subscription:
         jitter: random.Random,
         before: Callable[[], None],
         on_realised: Callable[[Realised], None],
+        decode: Decode = update_from_wire,
         answer_s: float = FIRST_ANSWER_S,
     ) -> None:
+        self._decode = decode
         self._answer_s = answer_s
         self._doors = doors
         self._door = jitter.randrange(len(doors))
@@ -188,7 +192,7 @@ class Subscription:
             if message is grpc.aio.EOF:
                 raise Retry("policyd ended the stream")
             assert isinstance(message, pb.Update)
-            batch.append(update_from_wire(message))
+            batch.append(self._decode(message))
             if not message.more:
                 await self._realise(batch)
                 batch = []

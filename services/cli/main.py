@@ -48,6 +48,12 @@ for _process in (
 ):
     _line = f"tessera {_process.__name__} --config /etc/tessera/tessera.toml"
     app.command(epilog=examples(_line))(_process)
+app.command(
+    epilog=examples(
+        "tessera simnode --count 1000",
+        "tessera simnode --count 1000 --first 1000 --config node.toml",
+    )
+)(processes.simnode)
 
 
 @app.command(epilog=examples("tessera version -o json"))

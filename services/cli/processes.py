@@ -12,14 +12,15 @@ from services.cli.layout import MODULES, child_environ
 from services.cli.options import ConfigFile
 
 AGENT_CLEANUP = "datapath.agent.cleanup"
+SIMNODE = "datapath.simnode.main"
 
 
 def replace_by(process: str, config: ConfigFile) -> NoReturn:
     _replace(MODULES[process], config)
 
 
-def _replace(module: str, config: ConfigFile) -> NoReturn:
-    argv = [sys.executable, "-m", module]
+def _replace(module: str, config: ConfigFile, *arguments: str) -> NoReturn:
+    argv = [sys.executable, "-m", module, *arguments]
     if config is not None:
         argv += ["--config", str(config)]
     os.execve(sys.executable, argv, child_environ(os.environ))
@@ -59,3 +60,19 @@ def agent(
     if cleanup:
         _replace(AGENT_CLEANUP, config)
     replace_by("agent", config)
+
+
+def simnode(
+    config: ConfigFile = None,
+    *,
+    count: Annotated[int, typer.Option(help="Nodes in this process.", min=1)] = 100,
+    first: Annotated[int, typer.Option(help="Number of the first, for several processes.")] = 0,
+    endpoints: Annotated[int, typer.Option(help="Endpoints of each node.", min=0)] = 10,
+    apps: Annotated[int, typer.Option(help="Label sets among all endpoints.", min=1)] = 100,
+) -> None:
+    """Run simulated nodes: the agent's code on tables in memory, to load a control plane.
+
+    Targets are those of [agent]. Neither root nor a kernel is needed."""
+    numbers = {"count": count, "first": first, "endpoints": endpoints, "apps": apps}
+    pairs = (text for name, number in numbers.items() for text in (f"--{name}", str(number)))
+    _replace(SIMNODE, config, *pairs)
