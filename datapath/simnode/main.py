@@ -133,6 +133,7 @@ class Fleet:
             previous_lease=0,
             republish=lambda: node.republish(),
             on_lease=nothing,
+            held=lambda: len(node.endpoints),
             clock=self._clock,
             jitter=jitter,
         )

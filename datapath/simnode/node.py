@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final, Protocol
 
 from datapath.agent.enforcement import Enforcement, Realised
-from datapath.agent.session import Announced
+from datapath.agent.record import NO_IDENTITY
+from datapath.agent.session import Announced, Granted, Sets
 from datapath.agent.subscribe import Decode, Door, Subscription
 from datapath.agent.view import View
 from datapath.maps.layout import Endpoint, EndpointFlags
@@ -44,12 +45,8 @@ class SimEndpoint:
 
 
 class Identities(Protocol):
-    async def allocate(
-        self, labels: tuple[str, ...], previous: NumericIdentity = ...
-    ) -> NumericIdentity: ...
-    async def reallocate(
-        self, labels: tuple[str, ...], previous: NumericIdentity
-    ) -> NumericIdentity: ...
+    async def live(self) -> int: ...
+    async def refer(self, sets: Sets) -> Mapping[tuple[str, ...], Granted | TesseraError]: ...
     async def announce(self, items: Sequence[Announced]) -> None: ...
 
 
@@ -108,38 +105,42 @@ class SimNode:
                 await self._clock.sleep(AGAIN_S)
 
     async def _enforce(self) -> None:
-        for endpoint in self.endpoints:
-            if endpoint.name not in self.numbers:
-                number = await self._identities.allocate(endpoint.labels)
-                self.numbers[endpoint.name] = number
-                self.subscription.want(number)
-        for number in set(self.numbers.values()):
-            await self.subscription.in_force(number, POLICY_DEADLINE_S)
+        await self._identities.live()
+        await self._refer()
         for at, endpoint in enumerate(self.endpoints, start=1):
             self._add(at, endpoint)
         await self._announce()
         self.enforcing = True
+
+    async def republish(self) -> None:
+        """After a lost lease: references and announcements again."""
+        if self.enforcing:
+            await self._refer()
+            for at, endpoint in enumerate(self.endpoints, start=1):
+                self._add(at, endpoint)
+            await self._announce()
+
+    async def _refer(self) -> None:
+        """Returns once every endpoint has a number whose policy is in force."""
+        wanted = {e.labels: self.numbers.get(e.name, NO_IDENTITY) for e in self.endpoints}
+        granted = await self._identities.refer(wanted)
+        for endpoint in self.endpoints:
+            answer, old = granted[endpoint.labels], self.numbers.get(endpoint.name)
+            if isinstance(answer, TesseraError):
+                raise answer
+            if answer.number != old:
+                self.subscription.want(answer.number)
+                self.numbers[endpoint.name] = answer.number
+                if old is not None:
+                    self.subscription.unwant(old)
+        for number in set(self.numbers.values()):
+            await self.subscription.in_force(number, POLICY_DEADLINE_S)
 
     def _add(self, at: int, endpoint: SimEndpoint) -> None:
         number = self.numbers[endpoint.name]
         address = int(IPv4Address(endpoint.address))
         mac = b"\x02\x00" + address.to_bytes(4, "big")
         self.enforcement.add_endpoint(at, Endpoint(at, number, 0, 0, _FLAGS, address, mac, mac))
-
-    async def republish(self) -> None:
-        """After a lost lease: references and announcements again."""
-        if not self.enforcing:
-            return
-        for at, endpoint in enumerate(self.endpoints, start=1):
-            old = self.numbers[endpoint.name]
-            number = await self._identities.reallocate(endpoint.labels, old)
-            if number != old:
-                self.subscription.want(number)
-                await self.subscription.in_force(number, POLICY_DEADLINE_S)
-                self.numbers[endpoint.name] = number
-                self._add(at, endpoint)
-                self.subscription.unwant(old)
-        await self._announce()
 
     async def _announce(self) -> None:
         await self._identities.announce(

@@ -2,7 +2,7 @@
 
     python -m tests.fakes.fleet --config FILE --count 200
         state             how many are connected and enforce, revisions, bytes
-        times REVISION    when each node had it in its tables (CLOCK_MONOTONIC, seconds)
+        times REVISION    when each node had it in its tables (perf_counter, seconds)
         check ENDPOINTS   compares each node's tables with those made from the store alone
         spoil             writes one wrong row into one node's tables
 
@@ -55,7 +55,7 @@ class Watched:
 
     def _realised(self, node: SimNode, realised: Realised) -> None:
         seen = self.times[node.name]
-        seen.append((realised.revision, time.monotonic()))
+        seen.append((realised.revision, time.perf_counter()))
         del seen[:-64]
 
     async def answer(self, words: list[str]) -> object:
