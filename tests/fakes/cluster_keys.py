@@ -9,7 +9,7 @@ from identity.labels import Labels
 from services.policy.clauses import PolicyRef
 from services.policy.parse import parse
 from services.policy.resolve import rule_count
-from services.policyd.records import PolicyRecord, encode
+from services.policyd.records import PolicyRecord, decode, encode
 from services.policyd.records import object_key as object_key
 
 Item = tuple[str, bytes]
@@ -90,3 +90,7 @@ spec:
   egress:
   - toCIDRSet: [{{cidr: {cidr}{excepts}}}]
 """
+
+
+def manifest_of(record: bytes) -> str:
+    return decode(record).manifest

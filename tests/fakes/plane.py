@@ -137,7 +137,7 @@ class Plane:
     def kill(self, name: str) -> None:
         process = self.processes[name]
         process.kill()
-        process.wait(10)
+        _ended(process)
 
     def signal(self, name: str, number: signal.Signals) -> None:
         self.processes[name].send_signal(number)
@@ -151,8 +151,15 @@ class Plane:
                 process.send_signal(signal.SIGCONT)
                 process.kill()
         for process in self.processes.values():
-            process.wait(10)
+            _ended(process)
         shutil.rmtree(self.dir, ignore_errors=True)
+
+
+def _ended(process: subprocess.Popen[Any]) -> None:
+    process.wait(10)
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
 
 
 def listens(port: int) -> bool:
