@@ -2,6 +2,7 @@
 
 POST   /v1/endpoints          make an endpoint; returns when it is judged and has its carrier
 GET    /v1/endpoints[/REF]    REF: number or namespace/name
+PUT    /v1/endpoints/REF/labels  other labels; returns when it has their identity
 DELETE /v1/endpoints/REF
 GET    /v1/status
 GET    /v1/events?follow=1&last=N&verdict=...   newline-delimited flows (services/flows)
@@ -11,6 +12,7 @@ Errors are application/problem+json. The socket is for root and the socket's gro
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -25,7 +27,7 @@ from aiohttp import web
 from datapath.agent.endpoints import Endpoints
 from datapath.agent.events import EventLog
 from datapath.agent.record import EndpointRecord, State
-from datapath.agent.requests import EndpointRequest
+from datapath.agent.requests import EndpointRequest, LabelsRequest, check_labels
 from services.flows.filters import parse_filter
 from services.flows.flow import encode_line
 from services.runtime.errors import (
@@ -44,6 +46,8 @@ log = logger(__name__)
 SOCKET_NAME = "agent.sock"
 LOCK_NAME = "agent.lock"
 DEFAULT_LAST = 20
+# Longer than relabel.py waits for a node that is not connected.
+MOVE_DEADLINE_S = 30.0
 _SHUTDOWN_S = 1.0  # a follower of events never ends by itself
 
 _STATUS: dict[type[TesseraError], HTTPStatus] = {
@@ -97,7 +101,10 @@ class Api:
         endpoints: Endpoints,
         events: EventLog,
         status: Callable[[], object],
+        moved: Callable[[], Awaitable[None]],
     ) -> None:
+        """`moved` returns when endpoints have the identities that their labels make."""
+        self._moved = moved
         self._endpoints = endpoints
         self._events = events
         self._status = status
@@ -109,6 +116,7 @@ class Api:
                 web.post("/v1/endpoints", self.create),
                 web.get("/v1/endpoints", self.list),
                 web.get("/v1/endpoints/{ref:.+}", self.get),
+                web.put("/v1/endpoints/{ref:.+}/labels", self.label),
                 web.delete("/v1/endpoints/{ref:.+}", self.delete),
                 web.get("/v1/status", self.status),
                 web.get("/v1/events", self.events),
@@ -134,6 +142,24 @@ class Api:
     async def delete(self, request: web.Request) -> web.Response:
         gone = await self._endpoints.delete(request.match_info["ref"])
         return _json(msgspec.structs.replace(endpoint_view(gone), state="deleted"))
+
+    async def label(self, request: web.Request) -> web.Response:
+        try:
+            body = msgspec.json.decode(await request.read(), type=LabelsRequest)
+        except msgspec.DecodeError as error:
+            raise Invalid(f"labels request: {error}") from None
+        found = self._endpoints.find(request.match_info["ref"])
+        check_labels(found.namespace, body.labels)
+        labelled = await self._endpoints.relabel(str(found.id), body.labels)
+        try:
+            async with asyncio.timeout(MOVE_DEADLINE_S):
+                await self._moved()
+        except TimeoutError:
+            raise Retry(
+                f"endpoint {labelled.ref} has its new labels and still its old identity: the "
+                "control plane, or a node, does not answer; it moves by itself when it does"
+            ) from None
+        return _json(endpoint_view(self._endpoints.find(str(found.id))))
 
     async def status(self, _request: web.Request) -> web.Response:
         return _json(self._status())

@@ -324,6 +324,22 @@ class Endpoints:
                     raise
                 await self._policies.in_force(made.identity, left_s)
 
+    # -------------------------------------------------------------- labels
+
+    async def relabel(self, ref: str, labels: tuple[str, ...]) -> EndpointRecord:
+        """Notes what it is called from now on; it keeps its number until it is moved
+        (`on_renumbered`). Raises `NotFound`, `Conflict` while it is being created or deleted."""
+        record = self.find(ref)
+        if record.key in self._busy:
+            raise Conflict(f"endpoint {record.ref} is being created or deleted; ask again later")
+        now = replace(record, labels=identity_labels(record.namespace, labels))
+        if now.labels != record.labels:
+            self._records[record.key] = now
+            await self._save()
+            log.info("endpoint.labelled", endpoint=now.ref, labels=now.labels)
+        self._on_renumbered()
+        return now
+
     # -------------------------------------------------------------- delete
 
     async def delete(self, ref: str) -> EndpointRecord:

@@ -232,7 +232,7 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
         status.observe()
         await addressing.settle()
 
-        door = api.Api(endpoints, events, status.report).application()
+        door = api.Api(endpoints, events, status.report, relabel.done).application()
         verifier = Verifier(
             loaded.tables,
             enforcement,

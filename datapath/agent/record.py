@@ -12,6 +12,8 @@ from identity.numbers import NumericIdentity
 
 OUTER_PREFIX = "tes"
 NO_IDENTITY = NumericIdentity(0)
+# Of an endpoint whose labels nobody has told yet; alone in its set.
+INIT_LABELS = ("reserved:init",)
 NAMESPACE_LABEL = "k8s:io.kubernetes.pod.namespace"
 
 
@@ -88,6 +90,8 @@ def outer_name(node: str, namespace: str, name: str) -> str:
 
 def identity_labels(namespace: str, labels: tuple[str, ...]) -> tuple[str, ...]:
     """With the namespace's label, which policies select by, when it was not given."""
+    if labels == INIT_LABELS:
+        return labels
     own = f"{NAMESPACE_LABEL}={namespace}"
     given = any(label.split("=", 1)[0] == NAMESPACE_LABEL for label in labels)
     return tuple(sorted({*labels} if given else {*labels, own}))

@@ -78,6 +78,14 @@ class Relabel:
         self._everywhere = everywhere
         self._clock = clock
         self._due = asyncio.Event()
+        self._waiting: list[asyncio.Event] = []
+
+    async def done(self) -> None:
+        """Returns when all that is due now was moved, or cannot be."""
+        over = asyncio.Event()
+        self._waiting.append(over)
+        self._due.set()
+        await over.wait()
 
     def due(self) -> None:
         self._due.set()
@@ -88,9 +96,13 @@ class Relabel:
         while True:
             await self._due.wait()
             self._due.clear()
+            waiting = tuple(self._waiting)
             try:
                 await self.once()
                 pause_s = PAUSE_S
+                for over in waiting:
+                    over.set()
+                    self._waiting.remove(over)
             except TesseraError as error:
                 log.warning("endpoints.relabel_waits", error=str(error), pause_s=pause_s)
                 self._due.set()
@@ -126,8 +138,10 @@ class Relabel:
             if m.record.key in now and now[m.record.key].identity == m.to.number
         ]
         await self._identities.announce([announced(record) for record in moved])
-        for old in sorted({move.record.identity for move in moves}):
-            await self._endpoints.let_go(old)
+        arrived = {record.identity for record in moved}
+        unused = {move.to.number for move in moves} - arrived  # of endpoints that went away
+        for number in sorted({move.record.identity for move in moves} | unused):
+            await self._endpoints.let_go(number)
         log.info("endpoints.relabelled", count=len(moved))
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from datapath.agent.endpoints import Wanted
 from datapath.links import INTERFACE_NAME
-from identity.labels import K8S, NAMESPACE_KEY
+from identity.labels import K8S, NAMESPACE_KEY, RESERVED
 from identity.selector import key_problem, value_problem
 from services.runtime.errors import Invalid
 
@@ -55,6 +55,12 @@ class EndpointRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
+class LabelsRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All labels of an endpoint, in place of those it has; each source:key=value."""
+
+    labels: tuple[str, ...]
+
+
 def check_name(namespace: str, name: str) -> None:
     for field, text in (("namespace", namespace), ("name", name)):
         if not text or not text.isprintable() or "/" in text or len(text) > 253:
@@ -88,6 +94,8 @@ def _check(namespace: str, label: str) -> None:
     key, _, value = rest.partition("=")
     if not source or not colon or not key:
         raise Invalid(f"label {label!r} is not source:key=value, such as k8s:app=web")
+    if source == RESERVED:
+        raise Invalid(f"label {label!r}: nobody is given a label of the source {RESERVED}")
     if source != K8S:
         return
     if problem := key_problem(key) or value_problem(value):

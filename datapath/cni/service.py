@@ -20,7 +20,7 @@ from typing import Protocol
 from aiohttp import web
 
 from datapath.agent.endpoints import Endpoints, Wanted
-from datapath.agent.record import EndpointRecord
+from datapath.agent.record import INIT_LABELS, EndpointRecord
 from datapath.agent.requests import check_labels, check_name
 from datapath.cni import decide, workload
 from datapath.cni.request import Request, parse, split, version_of
@@ -123,12 +123,13 @@ class Cni:
         namespace, name = workload.namespace_of(request), workload.name_of(request)
         check_name(namespace, name)
         file = self.labels_dir / namespace / name
-        labels = workload.labels_of(request, await asyncio.to_thread(_text, file))
+        text = await asyncio.to_thread(_text, file)
+        labels = workload.labels_of(request, text)
         check_labels(namespace, labels)
         return Wanted(
             namespace,
             name,
-            labels,
+            INIT_LABELS if not labels and workload.is_pod(request) else labels,
             request.netns,
             request.interface,
             container=request.container,

@@ -30,6 +30,11 @@ def namespace_of(request: Request) -> str:
     return request.args.get("K8S_POD_NAMESPACE") or request.config.namespace
 
 
+def is_pod(request: Request) -> bool:
+    """Its labels are known to somebody, who will tell them; until then it is `init`."""
+    return bool(request.args.get("K8S_POD_NAMESPACE"))
+
+
 def name_of(request: Request) -> str:
     """A container's second interface is an endpoint of its own."""
     name = request.args.get("K8S_POD_NAME") or request.container[:_ID_SHOWN]

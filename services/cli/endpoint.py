@@ -19,7 +19,20 @@ _HEAD = ("ID", "ENDPOINT", "ADDRESS", "IDENTITY", "STATE", "LABELS")
 Ref = Annotated[str, typer.Argument(metavar="NAMESPACE/NAME|ID")]
 
 
-@app.command(epilog=examples("tessera endpoint add shop/web --netns web -l app=web -l tier=front"))
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-l", "--label", help="key=value, or source:key=value; repeatable.", metavar="LABEL"
+    ),
+]
+
+
+@app.command(
+    epilog=examples(
+        "tessera endpoint add shop/web --netns web -l app=web -l tier=front",
+        "tessera endpoint add shop/db --container db -l app=db",
+    )
+)
 def add(
     ref: Annotated[str, typer.Argument(metavar="NAMESPACE/NAME")],
     *,
@@ -28,30 +41,47 @@ def add(
         typer.Option(
             help="Name of an `ip netns`, or the path of a network namespace.", metavar="NETNS"
         ),
-    ],
-    label: Annotated[
-        list[str] | None,
+    ] = "",
+    pid: Annotated[
+        int, typer.Option(help="A process in the network namespace.", min=0, metavar="PID")
+    ] = 0,
+    container: Annotated[
+        str,
         typer.Option(
-            "-l", "--label", help="key=value, or source:key=value; repeatable.", metavar="LABEL"
+            help="Name or id of a running container (podman, Docker, nerdctl, runc, crun).",
+            metavar="NAME",
         ),
-    ] = None,
+    ] = "",
+    label: Labels = None,
     interface: Annotated[
         str, typer.Option(help="Its name inside the namespace.", metavar="NAME")
     ] = "eth0",
     agent_socket: AgentSocket = DEFAULT_AGENT_SOCKET,
     output: Output = Format.TABLE,
 ) -> None:
-    """Give a network namespace an address, an identity and policy."""
-    from services.cli import client, views
+    """Give a network namespace an address, an identity and policy.
+
+    A container's own labels are added under the source `container`.
+    """
+    from services.cli import client, containers, views
     from services.runtime.errors import Invalid
 
     namespace, slash, name = ref.partition("/")
     if not slash or not namespace or not name:
         raise Invalid(f"endpoint {ref!r} needs a namespace and a name, such as shop/frontend")
+    given = [bool(netns), bool(pid), bool(container)]
+    if sum(given) != 1:
+        raise Invalid("name the namespace by one of --netns, --pid and --container")
+    labels = _sourced(label)
+    if container:
+        found = containers.find(container)
+        netns, labels = found.netns, [*labels, *found.labels]
+    elif pid:
+        netns = containers.netns_of(pid, f"process {pid}")
     wanted = {
         "namespace": namespace,
         "name": name,
-        "labels": [one if ":" in one.split("=")[0] else f"k8s:{one}" for one in label or ()],
+        "labels": labels,
         "netns": netns,
         "interface": interface,
     }
@@ -97,6 +127,37 @@ def get(
     write_table(_HEAD, [views.decode(body, views.Endpoint).row()], "")
 
 
+@app.command(epilog=examples("tessera endpoint labels shop/web -l app=web -l tier=back"))
+def labels(
+    ref: Ref,
+    *,
+    label: Labels = None,
+    agent_socket: AgentSocket = DEFAULT_AGENT_SOCKET,
+    output: Output = Format.TABLE,
+) -> None:
+    """Replace all labels of an endpoint; its open connections stay as long as policy allows them.
+
+    Returns when its new identity is in force on every node.
+    """
+    from services.cli import client, views
+    from services.runtime.errors import Invalid
+
+    if not label:
+        raise Invalid("name all labels the endpoint is to have from now on, each with -l")
+    body = client.agent(agent_socket).request(
+        "PUT",
+        f"{_path(ref)}/labels",
+        body=json.dumps({"labels": _sourced(label)}).encode(),
+        headers={"content-type": "application/json"},
+        deadline_s=ADD_DEADLINE_S,
+    )
+    if output is Format.JSON:
+        write_json(body)
+        return
+    made = views.decode(body, views.Endpoint)
+    say(f"endpoint {made.ref} has identity {made.identity}: {', '.join(made.labels)}")
+
+
 @app.command(epilog=examples("tessera endpoint delete shop/web"))
 def delete(
     ref: Ref, agent_socket: AgentSocket = DEFAULT_AGENT_SOCKET, output: Output = Format.TABLE
@@ -110,6 +171,10 @@ def delete(
         write_json(body or b"{}")
         return
     say(f"endpoint {ref} deleted")
+
+
+def _sourced(labels: list[str] | None) -> list[str]:
+    return [one if ":" in one.split("=")[0] else f"k8s:{one}" for one in labels or ()]
 
 
 def _path(ref: str) -> str:

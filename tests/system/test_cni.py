@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from datapath.maps.tables import Tables
+from services.runtime.errors import Invalid
 from tests.fakes.libcni import (
     STANDARD_PLUGINS,
     PluginFailed,
@@ -261,6 +262,59 @@ def test_labels_come_from_a_file_beforehand(stack: Stack, runtime: Runtime) -> N
         runtime.add("c1", ns.path, args=named("web"))
         (made,) = stack.endpoints()
     assert {"k8s:app=web", "k8s:tier=front"} <= set(made["labels"])
+
+
+def test_a_pod_is_init_until_its_labels_are_told(stack: Stack, runtime: Runtime) -> None:
+    with namespace() as pod, namespace() as web:
+        runtime.add("c-web", web.path, args=named("web"))
+        made = runtime.add("c1", pod.path, args=f"K8S_POD_NAMESPACE=shop;{named('late')}")
+        address = made["ips"][0]["address"].split("/")[0]
+        (early,) = [one for one in stack.endpoints() if one["name"] == "late"]
+        assert (early["identity"], early["labels"]) == (5, ["reserved:init"])
+        with pod.listen(80):
+            assert not web.can_connect(address, 80)
+            body = json.dumps({"labels": ["k8s:app=late"]}).encode()
+            answer = stack.agent.request("PUT", "/v1/endpoints/shop/late/labels", body=body)
+            late = json.loads(answer)
+            assert late["identity"] >= 256
+            assert late["labels"] == ["k8s:app=late", "k8s:io.kubernetes.pod.namespace=shop"]
+            assert web.can_connect(address, 80)
+        runtime.check("c1", pod.path)
+        runtime.delete("c1", pod.path)
+
+
+def test_other_labels_leave_a_connection_that_is_still_allowed(
+    stack: Stack, runtime: Runtime
+) -> None:
+    with namespace() as web, namespace() as db:
+        address = pair(runtime, web, db)
+        stack.apply(LET_IN)
+        with db.listen(5432) as listener, web.connect(address, 5432) as client:
+            server, _ = listener.accept()
+            with server:
+                for labels in (["k8s:app=web", "k8s:tier=x"], ["k8s:app=web"]):
+                    stack.agent.request(
+                        "PUT",
+                        "/v1/endpoints/shop/web/labels",
+                        body=json.dumps({"labels": labels}).encode(),
+                    )
+                    client.sendall(b"x")
+                    server.settimeout(2)
+                    assert server.recv(1) == b"x"
+        stack.withdraw("CiliumNetworkPolicy", "shop", "db")
+
+
+@pytest.mark.parametrize("label", ["app=late", "k8s:app=a b", "reserved:host"])
+def test_labels_that_no_identity_can_have_are_refused_and_the_old_ones_stay(
+    stack: Stack, runtime: Runtime, label: str
+) -> None:
+    with namespace() as ns:
+        runtime.add("c1", ns.path, capabilities={"labels": {"app": "web"}})
+        (before,) = stack.endpoints()
+        body = json.dumps({"labels": [label]}).encode()
+        with pytest.raises(Invalid):
+            stack.agent.request("PUT", f"/v1/endpoints/{before['id']}/labels", body=body)
+        assert stack.endpoints() == [before]
 
 
 def test_tuning_and_portmap_follow_it_in_a_chain(stack: Stack, plugins: list[str]) -> None:

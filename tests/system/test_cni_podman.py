@@ -43,8 +43,13 @@ def installed(stack: Stack, engine: Podman) -> None:
         ["--network", "shop", "--file", "10-shop.conflist"],
         ["--network", "fronts", "--file", "20-fronts.conflist", "-l", "app=web"],
     ):
-        command = ["-m", "services.cli.main", "cni", "install", *where, *socket, *words]
-        subprocess.run([sys.executable, *map(str, command)], check=True, capture_output=True)
+        tessera("cni", "install", *where, *socket, *words)
+
+
+def tessera(*words: object) -> None:
+    command = [sys.executable, "-m", "services.cli.main", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def address_of(stack: Stack, name: str) -> str:
@@ -92,6 +97,26 @@ def test_a_container_that_ends_by_itself_leaves_nothing(stack: Stack, engine: Po
     engine.start("brief", "shop", "/bin/sleep", "0.1")
     eventually(lambda: stack.endpoints() == [], "the endpoint is still there")
     engine.remove("brief")
+    assert nothing_left(stack)
+
+
+def test_a_container_without_a_network_is_given_one_by_its_name(
+    stack: Stack, engine: Podman
+) -> None:
+    engine.start("db", "shop", "/bin/httpd", "-f", "-p", "5432", "-h", "/")
+    engine.start("alone", "none", "/bin/sleep", "1000")
+    pid = engine.run("inspect", "--format", "{{.State.Pid}}", "alone").stdout.strip()
+    container = engine.run("inspect", "--format", "{{.Id}}", "alone").stdout.strip()
+    db = address_of(stack, "db")
+    assert not engine.connects("alone", db, 5432)
+    for named in (["--container", container[:12]], ["--pid", pid]):
+        add = ["endpoint", "add", "shop/alone", "-l", "app=x", *named]
+        tessera(*add, "--agent-socket", stack.layout.socket("agent"))
+        assert engine.connects("alone", db, 5432)
+        tessera("endpoint", "delete", "shop/alone", "--agent-socket", stack.layout.socket("agent"))
+        assert not engine.connects("alone", db, 5432)
+    engine.remove("alone")
+    engine.remove("db")
     assert nothing_left(stack)
 
 

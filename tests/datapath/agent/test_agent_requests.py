@@ -25,6 +25,7 @@ def wanted(**changes):
         ({"interface": ".."}, "interface '..'"),
         ({"interface": "sixteen-letters-"}, "interface 'sixteen-letters-'"),
         ({"labels": ("app=web",)}, "is not source:key=value"),
+        ({"labels": ("reserved:host",)}, "nobody is given"),
         ({"labels": ("k8s:=web",)}, "is not source:key=value"),
         ({"labels": ("k8s:a b=c",)}, "could not be selected"),
         ({"labels": ("k8s:app=a b",)}, "could not be selected"),
