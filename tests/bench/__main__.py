@@ -9,6 +9,7 @@ import argparse
 
 from tests.bench import (
     bench_agent_start,
+    bench_cni,
     bench_endpoint,
     bench_events,
     bench_identity,
@@ -23,6 +24,7 @@ FULL = {
     "identity": bench_identity.main,
     "agent_start": bench_agent_start.main,
     "endpoint": bench_endpoint.main,
+    "cni": bench_cni.main,
     "events": bench_events.main,
     "policy_lookup": bench_policy_lookup.main,
     "resolve": bench_resolve.main,
@@ -32,6 +34,7 @@ QUICK = {
     "identity": lambda: bench_identity.main(5, ((100, 2),)),
     "agent_start": lambda: bench_agent_start.main(2),
     "endpoint": lambda: bench_endpoint.main(3),
+    "cni": lambda: bench_cni.main(3),
     "events": lambda: bench_events.main(1, 0.3),
     "resolve": lambda: bench_resolve.main(2, ((100, 1_000),), 1, 100),
 }
