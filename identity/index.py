@@ -323,11 +323,8 @@ class SelectorIndex:
                 yield from filed.values()
 
     def _file(self, entry: _Entry) -> None:
-        chosen = min(
-            (r for r in entry.selector.requirements if r.operator in POSITIVE),
-            key=self._cost,
-            default=None,
-        )
+        positive = [r for r in entry.selector.requirements if r.operator in POSITIVE]
+        chosen = min(positive, key=self._cost) if len(positive) > 1 else next(iter(positive), None)
         entry.buckets = _buckets_of(chosen)
         entry.needed, entry.rest = _what_is_left(entry.selector, chosen)
         for bucket in entry.buckets:
@@ -342,6 +339,9 @@ class SelectorIndex:
 
     def _cost(self, requirement: Requirement) -> tuple[int, int]:
         """How many identities, then how many selectors, meet in the buckets of `requirement`."""
+        if requirement.operator is Operator.IN and len(requirement.values) == 1:
+            bucket = (requirement.key, requirement.values[0])
+            return self._postings.count(*bucket), len(self._buckets.get(bucket, ()))
         buckets = _buckets_of(requirement)
         return (
             sum(self._postings.count(key, value) for key, value in buckets),

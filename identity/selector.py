@@ -93,16 +93,21 @@ class Selector:
 
     requirements: tuple[Requirement, ...]
     _hash: int = field(init=False, repr=False, compare=False)
+    # Made for sorting anyway; groups, keys and messages ask for it again and again.
+    _text: str = field(init=False, repr=False, compare=False)
 
     EVERYTHING: ClassVar[Selector]
     NOTHING: ClassVar[Selector]
 
     def __post_init__(self) -> None:
-        unique = tuple(sorted(set(self.requirements), key=str))
+        by_text = {str(requirement): requirement for requirement in self.requirements}
+        texts = sorted(by_text)
+        unique = tuple(by_text[text] for text in texts)
         if any(r.operator is Operator.IN and not r.values for r in unique):
-            unique = (_NEVER,)
+            unique, texts = (_NEVER,), ["!*"]
         object.__setattr__(self, "requirements", unique)
         object.__setattr__(self, "_hash", hash(unique))
+        object.__setattr__(self, "_text", ",".join(texts) or "*")
 
     @classmethod
     def of_labels(cls, labels: Mapping[str, str]) -> Selector:
@@ -128,9 +133,7 @@ class Selector:
         return any(requirement.key == key for requirement in self.requirements)
 
     def __str__(self) -> str:
-        if self.requirements == (_NEVER,):
-            return "!*"
-        return ",".join(map(str, self.requirements)) or "*"
+        return self._text
 
     def __hash__(self) -> int:
         return self._hash

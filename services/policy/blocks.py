@@ -114,9 +114,30 @@ def blocks(step_list: Sequence[Step], fallback: PortAnswer) -> Iterator[Block]:
 
     `fallback` must be NONE wherever a step is NONE.
     """
+    if _lonely(step_list, fallback):
+        yield from ((port, PORT_BITS, answer) for port, answer in step_list if answer != fallback)
+        return
     starts = [port for port, _ in step_list]
     answers = [answer for _, answer in step_list]
     yield from _emit(_node(starts, answers, 0, 0), fallback)
+
+
+def _lonely(step_list: Sequence[Step], fallback: PortAnswer) -> bool:
+    """Single ports with the fallback around them, as most policies are: no block saves a row.
+
+    A block would hold a port of the fallback for each port it is meant for.
+    """
+    open_at = -1  # where a port began that has to end with the next step
+    for port, answer in step_list:
+        if answer == fallback:
+            if open_at not in (-1, port - 1):
+                return False
+            open_at = -1
+        elif open_at != -1:
+            return False
+        else:
+            open_at = port
+    return open_at in (-1, LAST_PORT)
 
 
 def _node(starts: Sequence[int], answers: Sequence[PortAnswer], lo: int, bits: int) -> _Node:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ipaddress
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pyroaring import BitMap
 
@@ -149,6 +149,7 @@ class Resolver:
         self._subjects: dict[Selector, dict[PolicyRef, tuple[ResolvedRule, ...]]] = {}
         self._no_endpoints = BitMap(n for n in reserved_labels() if not may_be_endpoint(n))
         self._locals: dict[NumericIdentity, LocalPolicy] = {}
+        self._assembled: dict[tuple[frozenset[Selector], bool, bool], LocalPolicy] = {}
         host = definition(HOST_PEER, settings.cluster) if settings.allow_localhost else None
         if host is not None:
             self._groups.acquire(host)
@@ -194,6 +195,7 @@ class Resolver:
             if self._rules.get(source.rule_id) == source:
                 del self._rules[source.rule_id]
         self._rules.update((source.rule_id, source) for source in new)
+        self._assembled.clear()
         self._forget_locals(record.locals)
         return record.changes(self._groups, old, new)
 
@@ -356,14 +358,17 @@ class Resolver:
         labels = self._index.labels(identity)
         if labels is None:
             raise NotFound(f"identity {identity} is not known here; was it removed?")
-        rules = [
-            rule
-            for selector in self._index.selectors_of(identity)
-            for held in self._subjects.get(selector, {}).values()
-            for rule in held
-        ]
+        chosen = frozenset(s for s in self._index.selectors_of(identity) if s in self._subjects)
         initializing = labels.get("init", RESERVED) is not None
-        local = self._assembly.local_policy(identity, rules, initializing=initializing)
+        # Those that the same subjects select differ in their number only, unless they are reserved.
+        kind = chosen, initializing, may_be_endpoint(identity)
+        like = self._assembled.get(kind)
+        if like is None:
+            held = (rules for s in chosen for rules in self._subjects[s].values())
+            rules = [rule for each in held for rule in each]
+            like = self._assembly.local_policy(identity, rules, initializing=initializing)
+            self._assembled[kind] = like
+        local = replace(like, identity=identity)
         self._locals[identity] = local
         return local
 

@@ -38,7 +38,7 @@ from services.policyd.replicas import Replicas
 from services.policyd.state import State
 from services.policyd.streams import PolicyDistribution
 from services.policyd.view import View
-from services.runtime import metrics, process
+from services.runtime import garbage, metrics, process
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.config import PolicydConfig
 from services.runtime.errors import Invalid
@@ -163,6 +163,7 @@ async def serve_until_stopped(config: PolicydConfig) -> None:
             policyd.following(),
             serve(config.listen, policyd.register) as bound,
         ):
+            garbage.settled()
             log.info("policyd.serving", listen=bound.target)
             await asyncio.Event().wait()
 

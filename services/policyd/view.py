@@ -7,12 +7,13 @@ Store.watch --batch--> State.apply --change-set--> Distributor.publish --> subsc
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from typing import Protocol
 
 from services.policyd.change import ChangeSet
 from services.policyd.nodes import Nodes, Pulse
 from services.policyd.state import PREFIXES, State
-from services.runtime import metrics
+from services.runtime import garbage, metrics
 from services.runtime.clock import Clock
 from services.runtime.errors import Retry
 from services.runtime.log import logger
@@ -45,7 +46,8 @@ class View:
         async for events in store.watch(*PREFIXES):
             started_s = self._clock.monotonic_s()
             listing = not self._state.synced
-            change = self._state.apply(events)
+            with garbage.building() if listing else nullcontext():
+                change = self._state.apply(events)
             took_s = self._clock.monotonic_s() - started_s
             self._publisher.publish(change)
             # The streams first: all that follows can wait, and the nodes do.
