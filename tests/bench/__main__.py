@@ -16,6 +16,7 @@ from tests.bench import (
     bench_policy_lookup,
     bench_resolve,
     bench_rule,
+    bench_traffic,
     figures,
 )
 
@@ -28,6 +29,7 @@ FULL = {
     "events": bench_events.main,
     "policy_lookup": bench_policy_lookup.main,
     "resolve": bench_resolve.main,
+    "traffic": bench_traffic.main,
 }
 QUICK = {
     "rule": lambda: bench_rule.main(5),
@@ -36,6 +38,7 @@ QUICK = {
     "endpoint": lambda: bench_endpoint.main(3),
     "cni": lambda: bench_cni.main(3),
     "events": lambda: bench_events.main(1, 0.3),
+    "traffic": lambda: bench_traffic.main(1),
     "resolve": lambda: bench_resolve.main(2, ((100, 1_000),), 1, 100),
 }
 

@@ -40,6 +40,7 @@ def upgrade(node: ClusterNode, folder: Path) -> None:
     node.config_file.write_text(layout.dump(tables))
 
 
+@pytest.mark.timeout(120 + 60 * RESTARTS)
 def test_restarts_and_an_upgrade_lose_no_allowed_packet_and_pass_no_other(
     cluster: Cluster, tmp_path: Path
 ) -> None:
