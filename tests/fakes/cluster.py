@@ -22,18 +22,11 @@ from typing import Any, Self
 from services.cli import client, layout
 from services.runtime.errors import TesseraError
 from tests.fakes.netns import Namespace
-from tests.fakes.stack import Stack, eventually
+from tests.fakes.stack import ControlPlane, Stack, eventually
 
 FABRIC = "10.88.0"
 WORLD_HOST = 200
 BITS = 24
-
-
-class _ControlPlane(Stack):
-    runs = (*layout.SERVICES, "apid")
-
-    def answers(self) -> bool:
-        return "nodes" in json.loads(self.rest.get("/v1/nodes"))
 
 
 class Pod:
@@ -163,7 +156,8 @@ class Cluster:
     """`plane` has the doors to the control plane, `world` is on the fabric and no node."""
 
     def __init__(self, tag: str, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
-        self.plane = _ControlPlane.start(tag, overrides)
+        Stack.needs()
+        self.plane = ControlPlane.start(tag, overrides)
         self._cleanup = ExitStack()
         self._cleanup.callback(self.plane.stop)
         self.fabric = Namespace.create("tsr-fabric")

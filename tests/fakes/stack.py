@@ -27,6 +27,7 @@ from tessera_wire.identity.v1 import identity_pb2_grpc
 
 from services.cli import client, layout
 from services.runtime.errors import TesseraError
+from tests.fakes.etcd import HAVE_ETCD, NO_ETCD
 from tests.fakes.kernel_node import built_object, needs_kernel
 from tests.fakes.netns import Namespace
 
@@ -67,10 +68,9 @@ class Stack:
 
     @classmethod
     def start(cls, tag: str, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Self:
-        needs_kernel()
-        if shutil.which("etcd") is None:
-            pytest.skip("no etcd binary on PATH (Debian: etcd-server)")
-        built_object()
+        if not HAVE_ETCD:
+            pytest.skip(NO_ETCD)
+        cls.needs()
         made = cls(tag)
         try:
             made._boot(overrides or {})
@@ -78,6 +78,12 @@ class Stack:
             made.stop()
             raise
         return made
+
+    @staticmethod
+    def needs() -> None:
+        """Skips where it cannot run."""
+        needs_kernel()
+        built_object()
 
     def _boot(self, overrides: Mapping[str, Mapping[str, Any]]) -> None:
         for folder in (self.layout.state_dir, self.layout.run_dir, self.layout.log_dir):
@@ -91,6 +97,8 @@ class Stack:
         }
         for section, values in overrides.items():
             user.setdefault(section, {}).update(values)
+        if not user["apid"]["listen"].startswith("unix:"):
+            self.rest = client.server(f"http://{user['apid']['listen']}")
         tables = layout.node_config(user, self.layout, (f"127.0.0.1:{self.etcd_port}",))
         self.layout.config_file.write_text(layout.dump(tables))
         self.start_etcd()
@@ -246,3 +254,15 @@ class Stack:
         with urllib.request.urlopen(request, timeout=5) as reply:
             found = json.load(reply).get("kvs", [])
         return [base64.b64decode(kv["key"]).decode() for kv in found]
+
+
+class ControlPlane(Stack):
+    """Without an agent: needs neither a kernel nor root."""
+
+    runs = (*layout.SERVICES, "apid")
+
+    @staticmethod
+    def needs() -> None: ...
+
+    def answers(self) -> bool:
+        return "nodes" in json.loads(self.rest.get("/v1/nodes"))

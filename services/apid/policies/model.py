@@ -122,6 +122,6 @@ class PolicyHistory(Struct, frozen=True):
 
 
 class Refused(Problem, frozen=True):
-    """A Problem that also says what is wrong with which document."""
+    """A Problem that also says what is wrong with which document, when documents are at fault."""
 
-    problems: tuple[PolicyProblem, ...]
+    problems: tuple[PolicyProblem, ...] = ()

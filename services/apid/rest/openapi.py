@@ -39,7 +39,7 @@ _LINK: Final = {
     "schema": {"type": "string"},
 }
 _RETRY_AFTER: Final = {"description": "Seconds.", "schema": {"type": "integer"}}
-_ALLOW: Final = {"description": "What the path takes.", "schema": {"type": "string"}}
+_ETAGS: Final = r'^(\*|(W/)?"[!#-~]*"(, *(W/)?"[!#-~]*")*)$'
 
 
 def document(routes: Sequence[AnyRoute]) -> Json:
@@ -160,6 +160,9 @@ def _kinds_of(route: AnyRoute) -> list[Kind]:
         kinds |= {errors.BAD_CURSOR, errors.CURSOR_EXPIRED}
     if isinstance(route, Route) and (route.method == "GET" or route.guarded):
         kinds.add(errors.PRECONDITION_FAILED)
+    if isinstance(route, Route) and route.method != "GET":
+        # Any write may meet another, and a full store.
+        kinds |= {errors.CONFLICT, errors.EXHAUSTED}
     if isinstance(route, Route) and route.body:
         kinds |= {errors.BAD_BODY, errors.TOO_LARGE, errors.BAD_MEDIA_TYPE}
     return [kind for kind in errors.KINDS if kind in kinds]
@@ -216,7 +219,7 @@ def _conditions(route: Route[Any]) -> list[Json]:
             "in": "header",
             "required": False,
             "description": "Entity tags as an ETag header gave them, or *.",
-            "schema": {"type": "string"},
+            "schema": {"type": "string", "pattern": _ETAGS},
         }
         for name in names
     ]
