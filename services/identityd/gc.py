@@ -85,6 +85,9 @@ class Collector:
             now_s = self._clock.monotonic_s()
             rested = caution.left_s(now_s) <= 0
             reason = caution.alarm(self._signs(now_s), now_s)
+            if reason is not None:
+                # They are answered for; the next alarm is about others.
+                self._view.losses.clear()
             if reason is not None and rested:
                 log.warning(
                     "identity.collecting_suspended", pause_s=self._session_ttl_s, reason=reason

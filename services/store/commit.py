@@ -55,10 +55,13 @@ class _Job:
 
 
 class Committer:
-    """Used inside `async with`."""
+    """Used inside `async with`. `width`: transactions in one; `workers`: outer transactions at
+    once."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, width: int = WIDTH, workers: int = WORKERS) -> None:
         self._store = store
+        self._width = width
+        self._most_workers = workers
         self._queue: deque[_Job] = deque()
         self._workers = 0
         self._background = Background()
@@ -90,8 +93,8 @@ class Committer:
         self._queue.extend(
             _Job(txn, lease, tuple(_written(txn)), call, at) for at, txn in enumerate(txns)
         )
-        batches = -(-len(self._queue) // WIDTH)
-        for _ in range(min(batches, WORKERS - self._workers)):
+        batches = -(-len(self._queue) // self._width)
+        for _ in range(min(batches, self._most_workers - self._workers)):
             self._workers += 1
             self._background.start(self._work(), name="store commit")
         await call.done.wait()
@@ -108,7 +111,7 @@ class Committer:
         batch: list[_Job] = []
         written: set[str] = set()
         clashing: list[_Job] = []
-        while self._queue and len(batch) < WIDTH and len(clashing) < WIDTH:
+        while self._queue and max(len(batch), len(clashing)) < self._width:
             job = self._queue.popleft()
             if written.isdisjoint(job.writes):
                 written.update(job.writes)

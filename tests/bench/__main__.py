@@ -10,6 +10,7 @@ import argparse
 from tests.bench import (
     bench_agent_start,
     bench_cni,
+    bench_allocation,
     bench_endpoint,
     bench_events,
     bench_identity,
@@ -23,6 +24,7 @@ from tests.bench import (
 FULL = {
     "rule": bench_rule.main,
     "identity": bench_identity.main,
+    "allocation": bench_allocation.main,
     "agent_start": bench_agent_start.main,
     "endpoint": bench_endpoint.main,
     "cni": bench_cni.main,
@@ -34,6 +36,7 @@ FULL = {
 QUICK = {
     "rule": lambda: bench_rule.main(5),
     "identity": lambda: bench_identity.main(5, ((100, 2),)),
+    "allocation": lambda: bench_allocation.main(1, 0.3, (1, 16), 2000, 10),
     "agent_start": lambda: bench_agent_start.main(2),
     "endpoint": lambda: bench_endpoint.main(3),
     "cni": lambda: bench_cni.main(3),

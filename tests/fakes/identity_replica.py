@@ -21,7 +21,7 @@ from services.identityd.session import Sessions
 from services.identityd.stats import Counts
 from services.identityd.view import IdentityView
 from services.runtime.clock import Clock
-from services.store.commit import Committer
+from services.store.commit import WIDTH, WORKERS, Committer
 from services.store.model import LeaseId, Store
 
 CLUSTER = "default"
@@ -68,6 +68,8 @@ async def replica(
     sync_wait_s: float = 2.0,
     pressed_quarantine_s: float = QUARANTINE_S,
     label_rules: LabelRules | None = None,
+    width: int = WIDTH,
+    workers: int = WORKERS,
 ) -> AsyncIterator[Replica]:
     numbers = allocatable(0) if numbers is None else numbers
     configured = ConfiguredIdentities(CLUSTER, FIXED)
@@ -81,7 +83,10 @@ async def replica(
         pressed_quarantine_s=pressed_quarantine_s,
         sync_wait_s=sync_wait_s,
     )
-    async with Committer(store) as committer, asyncio.TaskGroup() as tasks:
+    async with (
+        Committer(store, width=width, workers=workers) as committer,
+        asyncio.TaskGroup() as tasks,
+    ):
         made = Replica(
             store,
             view,
