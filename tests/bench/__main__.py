@@ -9,8 +9,8 @@ import argparse
 
 from tests.bench import (
     bench_agent_start,
-    bench_cni,
     bench_allocation,
+    bench_cni,
     bench_endpoint,
     bench_events,
     bench_identity,
