@@ -34,14 +34,13 @@ from services.identityd.gc import Collector
 from services.identityd.main import COLLECT_EVERY
 from services.identityd.rules import LabelRules
 from services.runtime.clock import SystemClock
-from services.runtime.errors import Retry
 from services.runtime.etcd_process import EmbeddedEtcd
 from services.store.open import open_store
 from services.wire.client import call
 from tests.bench import figures
 from tests.bench.lock_allocation import LockedAllocation
 from tests.fakes.etcd import config
-from tests.fakes.identity_churn import Replica, stubs_of
+from tests.fakes.identity_churn import Replica, stubs_of, until_it_answers
 from tests.fakes.identity_replica import Replica as Parts
 from tests.fakes.identity_replica import replica, until
 
@@ -265,11 +264,9 @@ async def as_processes(
         async with stubs_of(replicas) as (one, two, _):
             leases = []
             for node, stub in (("bench-a", one), ("bench-b", two)):
-                session = await _patiently(
-                    lambda s=stub, n=node: call(
-                        s.OpenSession, pb.OpenSessionRequest(node=n, ttl_s=3600), deadline_s=5.0
-                    )
-                )
+                await until_it_answers(stub)
+                request = pb.OpenSessionRequest(node=node, ttl_s=3600)
+                session = await call(stub.OpenSession, request, deadline_s=5.0)
                 leases.append(session.lease)
             ways = {
                 "1 replica, a set per call": ([(one, "bench-a", leases[0])], 1),
@@ -304,16 +301,6 @@ def _calling(doors: Sequence[tuple[object, str, int]], per_call: int) -> Work:
         return per_call
 
     return work
-
-
-async def _patiently(ask: Callable[[], Awaitable[pb.Session]]) -> pb.Session:
-    """For a replica that is just starting."""
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                return await ask()
-            except Retry:
-                await asyncio.sleep(0.2)
 
 
 # ------------------------------------------------------------------ all of it

@@ -293,6 +293,18 @@ class Node:
         return await call(getattr(self._stubs[self._at], method), request, deadline_s=CALL_S)
 
 
+async def until_it_answers(stub: IdentityServiceStub) -> None:
+    """For a replica that is just starting, on a machine that has other work."""
+    async with asyncio.timeout(120):
+        while True:
+            try:
+                await call(stub.GetLabelRules, pb.GetLabelRulesRequest(), deadline_s=CALL_S)
+            except TesseraError:
+                await asyncio.sleep(0.2)
+            else:
+                return
+
+
 def _canonical(labels: Sequence[str]) -> str:
     return "".join(f"{label};" if "=" in label else f"{label}=;" for label in labels)
 

@@ -12,7 +12,15 @@ import pytest
 
 from services.runtime.etcd_process import EmbeddedEtcd
 from tests.fakes.etcd import HAVE_ETCD, NO_ETCD
-from tests.fakes.identity_churn import Journal, Node, Recorder, Replica, now_s, stubs_of
+from tests.fakes.identity_churn import (
+    Journal,
+    Node,
+    Recorder,
+    Replica,
+    now_s,
+    stubs_of,
+    until_it_answers,
+)
 from tests.fakes.identity_history import ID, leftovers, violations
 
 pytestmark = [pytest.mark.skipif(not HAVE_ETCD, reason=NO_ETCD), pytest.mark.timeout(0)]
@@ -90,7 +98,9 @@ async def churn(replicas, recorder, stubs, journal, chooser):
         Node(f"node-{i}", stubs, journal, random.Random(SEED + i), SETS, TTL_S)
         for i in range(NODES)
     ]
-    # The replicas are still starting; collecting begins a session's life later.
+    for stub in stubs:
+        await until_it_answers(stub)
+    # Collecting begins a session's life after the start.
     until_s = now_s() + TTL_S + CHURN_S
     async with asyncio.TaskGroup() as tasks:
         for node in nodes:
