@@ -33,11 +33,14 @@ from services.policy.clauses import (
     Direction,
     GroupId,
     LocalPolicy,
+    NamedPort,
     PolicyRef,
     PortRange,
     RuleId,
     RuleSource,
+    Tier,
 )
+from services.policy.l7 import Auth, ProxyRule
 from services.runtime.errors import Exhausted
 from services.runtime.log import logger
 
@@ -48,7 +51,7 @@ VIEW_FILE = "view.ckpt"
 
 _HEADER = struct.Struct("<4sHxxIQ")  # magic, version, crc32, length
 _MAGIC = b"TSRA"
-_VERSION = 2
+_VERSION = 3
 
 T = TypeVar("T")
 
@@ -229,6 +232,11 @@ def _plain_policy(policy: LocalPolicy) -> tuple[object, ...]:
             [(p.proto, p.lo, p.hi) for p in c.ports],
             int(c.action),
             c.rule_id,
+            [(name.proto, name.name) for name in c.names],
+            None if c.proxy is None else _plain_proxy(c.proxy),
+            None if c.auth is None else int(c.auth),
+            int(c.tier),
+            c.order,
         )
         for c in policy.clauses
     ]
@@ -237,22 +245,39 @@ def _plain_policy(policy: LocalPolicy) -> tuple[object, ...]:
     return (policy.identity, *enforced, clauses, *refs)
 
 
+def _plain_proxy(rule: ProxyRule) -> tuple[object, ...]:
+    contexts = (rule.terminating, rule.originating, rule.listener)
+    return (rule.parser, rule.rules, rule.server_names, *contexts, rule.priority)
+
+
+def _clause(fields: list[Any]) -> Clause:
+    direction, groups, ports, action, rule, names, proxy, auth, tier, order = fields
+    return Clause(
+        Direction(direction),
+        tuple(groups),
+        tuple(PortRange(*port) for port in ports),
+        Action(action),
+        RuleId(rule),
+        tuple(NamedPort(*name) for name in names),
+        None if proxy is None else _proxy(proxy),
+        None if auth is None else Auth(auth),
+        Tier(tier),
+        order,
+    )
+
+
+def _proxy(fields: list[Any]) -> ProxyRule:
+    parser, rules, server_names, *rest = fields
+    return ProxyRule(parser, tuple(rules), tuple(server_names), *rest)
+
+
 def _policy(fields: list[Any]) -> LocalPolicy:
     identity, ingress, egress, clauses, ingress_refs, egress_refs = fields
     return LocalPolicy(
         NumericIdentity(identity),
         ingress,
         egress,
-        tuple(
-            Clause(
-                Direction(direction),
-                tuple(groups),
-                tuple(PortRange(*port) for port in ports),
-                Action(action),
-                RuleId(rule),
-            )
-            for direction, groups, ports, action, rule in clauses
-        ),
+        tuple(map(_clause, clauses)),
         _refs(ingress_refs),
         _refs(egress_refs),
     )

@@ -57,6 +57,20 @@ class ProxyRule:
     priority: int = 0
 
     @property
+    def digest(self) -> str:
+        """16 hex digits, the same wherever the same rule is read."""
+        content = [
+            self.parser,
+            list(self.rules),
+            list(self.server_names),
+            self.terminating,
+            self.originating,
+            self.listener,
+            self.priority,
+        ]
+        return _digest(content)
+
+    @property
     def rank(self) -> int:
         return self.priority or DEFAULT_PRIORITIES.get(self.parser, _OTHER_PRIORITY)
 
@@ -89,7 +103,7 @@ class ProxySet:
             [p.parser, list(p.rules), p.any_request, list(p.server_names), list(p.contexts)]
             for p in self.parts
         ]
-        return hashlib.sha256(canonical(parts).encode()).hexdigest()[:16]
+        return _digest(parts)
 
 
 NO_PROXY: Final = ProxySet()
@@ -97,6 +111,10 @@ NO_PROXY: Final = ProxySet()
 
 def canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(canonical(content).encode()).hexdigest()[:16]
 
 
 def merge(rules: Iterable[ProxyRule | None]) -> ProxySet:

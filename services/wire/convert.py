@@ -21,11 +21,14 @@ from services.policy.clauses import (
     Direction,
     GroupId,
     LocalPolicy,
+    NamedPort,
     PolicyRef,
     PortRange,
     RuleId,
     RuleSource,
+    Tier,
 )
+from services.policy.l7 import Auth, ProxyRule
 from services.runtime.errors import Invalid
 
 _U32 = next(code for code in "IL" if array(code).itemsize == 4)
@@ -85,7 +88,43 @@ def clause_to_wire(clause: Clause) -> policy_pb2.Clause:
         ports=[policy_pb2.PortRange(proto=p.proto, lo=p.lo, hi=p.hi) for p in clause.ports],
         action=_ACTION_TO_WIRE[clause.action],
         rule_id=clause.rule_id,
+        names=[policy_pb2.NamedPort(proto=n.proto, name=n.name) for n in clause.names],
+        proxy=None if clause.proxy is None else _proxy_to_wire(clause.proxy),
+        auth=_AUTH_TO_WIRE[clause.auth],
+        tier=_TIER_TO_WIRE[clause.tier],
+        order=clause.order,
     )
+
+
+def _proxy_to_wire(rule: ProxyRule) -> policy_pb2.ProxyRule:
+    return policy_pb2.ProxyRule(
+        digest=rule.digest,
+        parser=rule.parser,
+        rules=rule.rules,
+        server_names=rule.server_names,
+        terminating=rule.terminating,
+        originating=rule.originating,
+        listener=rule.listener,
+        priority=rule.priority,
+    )
+
+
+def _proxy_from_wire(message: policy_pb2.ProxyRule) -> ProxyRule:
+    rule = ProxyRule(
+        parser=message.parser,
+        rules=tuple(message.rules),
+        server_names=tuple(message.server_names),
+        terminating=message.terminating,
+        originating=message.originating,
+        listener=message.listener,
+        priority=message.priority,
+    )
+    if rule.digest != message.digest:
+        raise Invalid(
+            f"L7 rules of {message.parser}: their digest is {rule.digest}, not {message.digest};"
+            " do the versions match?"
+        )
+    return rule
 
 
 def direction_to_wire(direction: Direction) -> policy_pb2.Direction.ValueType:
@@ -95,10 +134,13 @@ def direction_to_wire(direction: Direction) -> policy_pb2.Direction.ValueType:
 def clause_from_wire(message: policy_pb2.Clause) -> Clause:
     direction = _DIRECTION_FROM_WIRE.get(message.direction)
     action = _ACTION_FROM_WIRE.get(message.action)
-    if direction is None or action is None:
+    tier = _TIER_FROM_WIRE.get(message.tier)
+    known = message.auth in _AUTH_FROM_WIRE
+    if direction is None or action is None or tier is None or not known:
         raise Invalid(
-            f"clause of rule {message.rule_id}: direction {message.direction} or action"
-            f" {message.action} is unknown; do the versions match?"
+            f"clause of rule {message.rule_id}: direction {message.direction}, action"
+            f" {message.action}, tier {message.tier} or authentication {message.auth} is unknown;"
+            " do the versions match?"
         )
     return Clause(
         direction=direction,
@@ -106,6 +148,11 @@ def clause_from_wire(message: policy_pb2.Clause) -> Clause:
         ports=tuple(_port_range_from_wire(p) for p in message.ports),
         action=action,
         rule_id=RuleId(message.rule_id),
+        names=tuple(NamedPort(n.proto, n.name) for n in message.names),
+        proxy=_proxy_from_wire(message.proxy) if message.HasField("proxy") else None,
+        auth=_AUTH_FROM_WIRE[message.auth],
+        tier=tier,
+        order=message.order,
     )
 
 
@@ -162,5 +209,22 @@ _DIRECTION_TO_WIRE = {
     Direction.EGRESS: policy_pb2.EGRESS,
 }
 _DIRECTION_FROM_WIRE = {wire: domain for domain, wire in _DIRECTION_TO_WIRE.items()}
-_ACTION_TO_WIRE = {Action.ALLOW: policy_pb2.ALLOW, Action.DENY: policy_pb2.DENY}
+_ACTION_TO_WIRE = {
+    Action.ALLOW: policy_pb2.ALLOW,
+    Action.DENY: policy_pb2.DENY,
+    Action.PASS: policy_pb2.PASS,
+}
 _ACTION_FROM_WIRE = {wire: domain for domain, wire in _ACTION_TO_WIRE.items()}
+_TIER_TO_WIRE = {
+    Tier.NETWORK_POLICY: policy_pb2.NETWORK_POLICY_TIER,
+    Tier.ADMIN: policy_pb2.ADMIN_TIER,
+    Tier.BASELINE: policy_pb2.BASELINE_TIER,
+}
+_TIER_FROM_WIRE = {wire: domain for domain, wire in _TIER_TO_WIRE.items()}
+_AUTH_TO_WIRE = {
+    None: policy_pb2.SAYS_NOTHING,
+    Auth.DISABLED: policy_pb2.AUTH_DISABLED,
+    Auth.SPIRE: policy_pb2.AUTH_SPIRE,
+    Auth.ALWAYS_FAIL: policy_pb2.AUTH_ALWAYS_FAIL,
+}
+_AUTH_FROM_WIRE = {wire: domain for domain, wire in _AUTH_TO_WIRE.items()}

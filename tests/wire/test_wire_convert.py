@@ -23,11 +23,14 @@ from services.policy.clauses import (
     Direction,
     GroupId,
     LocalPolicy,
+    NamedPort,
     PolicyRef,
     PortRange,
     RuleId,
     RuleSource,
+    Tier,
 )
+from services.policy.l7 import Auth, ProxyRule
 from services.runtime.errors import Invalid
 from services.wire import addresses, convert
 
@@ -39,13 +42,20 @@ refs = st.builds(PolicyRef, word, word, word)
 ranges = st.tuples(st.integers(0, 255), port, port).map(
     lambda t: PortRange(t[0], min(t[1:]), max(t[1:]))
 )
+words = st.lists(word, max_size=3).map(tuple)
+proxies = st.builds(ProxyRule, word, words, words, word, word, word, u32)
 clauses = st.builds(
     Clause,
     st.sampled_from(Direction),
     st.lists(u64.map(GroupId), max_size=4).map(tuple),
     st.lists(ranges, max_size=4).map(tuple),
-    st.sampled_from([Action.ALLOW, Action.DENY]),
+    st.sampled_from(Action),
     u32.map(RuleId),
+    st.lists(st.builds(NamedPort, st.integers(0, 255), word), max_size=3).map(tuple),
+    st.none() | proxies,
+    st.none() | st.sampled_from(Auth),
+    st.sampled_from(Tier),
+    u32,
 )
 policies = st.builds(
     LocalPolicy,
@@ -136,6 +146,11 @@ def test_text_that_is_no_address_is_refused(text: str) -> None:
             direction=policy_pb2.EGRESS,
             action=policy_pb2.ALLOW,
             ports=[policy_pb2.PortRange(proto=256, lo=1, hi=1)],
+        ),
+        policy_pb2.Clause(
+            direction=policy_pb2.EGRESS,
+            action=policy_pb2.ALLOW,
+            proxy=policy_pb2.ProxyRule(parser="http", digest="0" * 16),
         ),
     ],
 )

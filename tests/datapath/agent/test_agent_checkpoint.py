@@ -17,10 +17,13 @@ from services.policy.clauses import (
     Clause,
     Direction,
     LocalPolicy,
+    NamedPort,
     PolicyRef,
     PortRange,
     RuleSource,
+    Tier,
 )
+from services.policy.l7 import Auth, ProxyRule
 from services.runtime.clock import SystemClock
 
 WEB = PolicyRef("CiliumNetworkPolicy", "shop", "web")
@@ -44,6 +47,18 @@ RECORD = EndpointRecord(
     routes=("10.0.0.0/8",),
 )
 CLAUSE = Clause(Direction.INGRESS, (2**63 + 5,), (PortRange(6, 80, 90),), Action.DENY, 17)
+L7_CLAUSE = Clause(
+    Direction.EGRESS,
+    (2**63 + 5,),
+    (),
+    Action.ALLOW,
+    18,
+    (NamedPort(6, "http"),),
+    ProxyRule("http", ('{"path":"/"}',), ("a.example",), "t", "o", "", 7),
+    Auth.SPIRE,
+    Tier.ADMIN,
+    3,
+)
 
 
 def full_view() -> View:
@@ -53,7 +68,7 @@ def full_view() -> View:
             Update(
                 9,
                 groups=((2**63 + 5, BitMap([256, 70000])),),
-                local_policies=(LocalPolicy(300, True, False, (CLAUSE,), (WEB,), ()),),
+                local_policies=(LocalPolicy(300, True, False, (CLAUSE, L7_CLAUSE), (WEB,), ()),),
                 rules=(RuleSource(17, WEB, 1, "ingressDeny[2]", 44),),
                 addresses=(Address("10.0.0.9", 256, "n2", "shop", "db"),),
             )
