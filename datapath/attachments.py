@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -26,6 +26,8 @@ from datapath.libbpf import Clsact
 from services.runtime.errors import NotFound, TesseraError, Unusable
 
 AttachMode = Literal["auto", "tcx", "clsact"]
+Role = Literal["endpoint", "netdev", "overlay"]
+"""What an interface is: an endpoint's host side, a device of the node's own, the VXLAN device."""
 
 _NO_TCX: Final = (errno.EINVAL, errno.EOPNOTSUPP)
 _LOCKS: Final = 64
@@ -41,10 +43,23 @@ class _Direction:
     ingress: bool
 
 
-_DIRECTIONS: Final = (
-    _Direction("_in", "from_endpoint", bpfcall.TCX_INGRESS, ingress=True),
-    _Direction("_out", "to_endpoint", bpfcall.TCX_EGRESS, ingress=False),
-)
+def _both(role: Role, mark: str) -> tuple[_Direction, _Direction]:
+    return (
+        _Direction(f"_{mark}in", f"from_{role}", bpfcall.TCX_INGRESS, ingress=True),
+        _Direction(f"_{mark}out", f"to_{role}", bpfcall.TCX_EGRESS, ingress=False),
+    )
+
+
+DIRECTIONS: Final = {
+    "endpoint": _both("endpoint", ""),
+    "netdev": _both("netdev", "n"),
+    "overlay": _both("overlay", "v"),
+}
+_EVERY: Final = tuple(direction for pair in DIRECTIONS.values() for direction in pair)
+
+
+def programs_of(roles: Collection[Role]) -> set[str]:
+    return {direction.program for role in roles for direction in DIRECTIONS[role]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +85,15 @@ class Attachments:
     def _alone(self, ifname: str) -> threading.Lock:
         return self._locks[hash(ifname) % _LOCKS]
 
-    def attach(self, ifindex: int, ifname: str) -> None:
+    def attach(self, ifindex: int, ifname: str, role: Role) -> None:
         with self._alone(ifname):
             try:
-                self._attach(ifindex, ifname)
+                self._attach(ifindex, ifname, role)
             except OSError as error:
                 raise self._refusal(error, ifname) from error
 
-    def _attach(self, ifindex: int, ifname: str) -> None:
-        for direction in _DIRECTIONS:
+    def _attach(self, ifindex: int, ifname: str, role: Role) -> None:
+        for direction in DIRECTIONS[role]:
             program = self._programs[direction.program]
             if self._linked(ifindex, ifname, direction):
                 _exchange(self._links / (ifname + direction.suffix), program)
@@ -98,14 +113,15 @@ class Attachments:
             # A kernel built without clsact, or an ingress qdisc of somebody else in its place.
             self._link(ifindex, ifname, direction)
 
-    def settle(self, ifindex: int, ifname: str) -> bool:
+    def settle(self, ifindex: int, ifname: str, role: Role) -> bool:
+        directions = DIRECTIONS[role]
         with self._alone(ifname):
             if self._mode == "clsact" or links.ifindex_of(ifname) != ifindex:
                 return False
-            if not all(self._judged(ifindex, ifname, direction) for direction in _DIRECTIONS):
+            if not all(self._judged(ifindex, ifname, direction) for direction in directions):
                 return False
             try:
-                for direction in _DIRECTIONS:
+                for direction in directions:
                     if not self._linked(ifindex, ifname, direction):
                         self._link(ifindex, ifname, direction)
             except OSError as error:
@@ -156,19 +172,22 @@ class Attachments:
     def _unfilter(self, ifindex: int, ifname: str) -> None:
         """Only the filters. Taking the qdisc, too, would lose packets: the kernel silences the
         interface while it does (net/sched/sch_api.c, qdisc_graft)."""
-        for direction in _DIRECTIONS:
-            if self._filtered(ifindex, ifname, direction):
-                self._clsact.detach(ifindex, ingress=direction.ingress)
-            (self._filters / (ifname + direction.suffix)).unlink(missing_ok=True)
+        for direction in _EVERY:
+            self._take_filter_off(ifindex, ifname, direction)
+
+    def _take_filter_off(self, ifindex: int, ifname: str, direction: _Direction) -> None:
+        if ifindex and self._filtered(ifindex, ifname, direction):
+            self._clsact.detach(ifindex, ingress=direction.ingress)
+        (self._filters / (ifname + direction.suffix)).unlink(missing_ok=True)
 
     def detach(self, ifname: str) -> None:
         with self._alone(ifname):
-            index = links.ifindex_of(ifname)
-            if index:
-                self._unfilter(index, ifname)
-            for direction in _DIRECTIONS:
-                _unlink(self._links / (ifname + direction.suffix))
-                (self._filters / (ifname + direction.suffix)).unlink(missing_ok=True)
+            for direction in _EVERY:
+                self._take_off(ifname, direction)
+
+    def _take_off(self, ifname: str, direction: _Direction) -> None:
+        self._take_filter_off(links.ifindex_of(ifname), ifname, direction)
+        _unlink(self._links / (ifname + direction.suffix))
 
     def names(self) -> set[str]:
         """Interfaces that anything is pinned for, gone ones included."""
@@ -179,20 +198,25 @@ class Attachments:
         for name in self.names():
             self.detach(name)
 
-    def attached(self) -> set[str]:
-        both = {direction: set[str]() for direction in _DIRECTIONS}
+    def attached(self, role: Role) -> set[str]:
+        both = {direction: set[str]() for direction in DIRECTIONS[role]}
         for found in self._live():
-            both[found.direction].add(found.ifname)
+            if found.direction in both:
+                both[found.direction].add(found.ifname)
         return set.intersection(*both.values())
 
-    def unsettled(self) -> dict[str, int]:
+    def unsettled(self, role: Role) -> dict[str, int]:
         if self._mode == "clsact":
             return {}
-        return {found.ifname: found.ifindex for found in self._live() if found.link is None}
+        return {
+            found.ifname: found.ifindex
+            for found in self._live()
+            if found.link is None and found.direction in DIRECTIONS[role]
+        }
 
     def _live(self) -> Iterator[_Attachment]:
         """A direction of an interface comes twice while it has a link and a filter."""
-        for direction in _DIRECTIONS:
+        for direction in _EVERY:
             for pin in sorted(self._links.glob("*" + direction.suffix)):
                 ifname = pin.name.removesuffix(direction.suffix)
                 index = links.ifindex_of(ifname)
@@ -212,7 +236,10 @@ class Attachments:
         return changed
 
     def _renew(self, found: _Attachment) -> bool:
-        program = self._programs[found.direction.program]
+        program = self._programs.get(found.direction.program)
+        if program is None:  # of a role this node has no more
+            self._take_off(found.ifname, found.direction)
+            return True
         if found.link is not None:
             return _exchange(found.link, program)
         running = self._clsact.program_id(found.ifindex, ingress=found.direction.ingress)

@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -69,6 +69,7 @@ def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
         ("bpf_map__set_pin_path", ctypes.c_int, [pointer, text]),
         ("bpf_program__name", text, [pointer]),
         ("bpf_program__fd", ctypes.c_int, [pointer]),
+        ("bpf_program__set_autoload", ctypes.c_int, [pointer, ctypes.c_bool]),
         ("bpf_tc_hook_create", ctypes.c_int, [pointer]),
         ("bpf_tc_attach", ctypes.c_int, [pointer, pointer]),
         ("bpf_tc_detach", ctypes.c_int, [pointer, pointer]),
@@ -180,19 +181,28 @@ class BpfObject:
                 yield spec
             handle = self._lib.bpf_object__next_map(self._handle, handle)
 
-    def load(self, log_dir: Path | None = None) -> dict[str, int]:
-        """Program descriptors by name, valid until `close`."""
+    def load(
+        self, log_dir: Path | None = None, wanted: Collection[str] | None = None
+    ) -> dict[str, int]:
+        """Program descriptors by name, valid until `close`. `wanted`: not all, but these."""
+        programs = {
+            name: handle
+            for name, handle in self._each_program()
+            if wanted is None or name in wanted
+        }
+        for name, handle in self._each_program():
+            self._lib.bpf_program__set_autoload(handle, name in programs)
         with _heard() as said:
             result = self._lib.bpf_object__load(self._handle)
         if result:
             raise self._refused(-result, "".join(said), log_dir)
-        programs: dict[str, int] = {}
+        return {name: self._lib.bpf_program__fd(handle) for name, handle in programs.items()}
+
+    def _each_program(self) -> Iterator[tuple[str, int]]:
         handle = self._lib.bpf_object__next_program(self._handle, None)
         while handle:
-            name = self._lib.bpf_program__name(handle).decode()
-            programs[name] = self._lib.bpf_program__fd(handle)
+            yield self._lib.bpf_program__name(handle).decode(), handle
             handle = self._lib.bpf_object__next_program(self._handle, handle)
-        return programs
 
     def _refused(self, code: int, log: str, log_dir: Path | None) -> Unusable:
         reason = os.strerror(code)

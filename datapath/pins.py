@@ -2,7 +2,8 @@
 
 <bpf_dir>/maps2/<map>           reused by the next agent; the number is the layout's
 <bpf_dir>/links/<ifname>_in     tcx link of from_endpoint (the interface's ingress)
-<bpf_dir>/links/<ifname>_out    tcx link of to_endpoint
+<bpf_dir>/links/<ifname>_out    tcx link of to_endpoint; _nin, _nout: of a node's device;
+                                _vin, _vout: of the VXLAN device
 <bpf_dir>/filters/<ifname>_in   the program a clsact filter of ours runs
 """
 

@@ -55,6 +55,16 @@ static __always_inline void judged_by(struct pass *pass, __u32 side, __u32 ifind
 		pass->dst_identity = identity;
 }
 
+/* Where the node itself is one end; nothing where it has no row. */
+static __always_inline void judged_by_host(struct pass *pass, __u32 side)
+{
+	__u32 ifindex = HOST_IFINDEX;
+	struct endpoint *row = bpf_map_lookup_elem(&endpoints, &ifindex);
+
+	if (row)
+		judged_by(pass, side, ifindex, row);
+}
+
 static __always_inline void set_scene(struct scene *scene, const struct pass *pass, __u32 side)
 {
 	scene->endpoint = pass->by[side].endpoint;

@@ -77,6 +77,14 @@ static __always_inline int advertise(struct __sk_buff *skb, const struct packet 
 	return bpf_redirect_peer(skb->ifindex, 0);
 }
 
+/* From the link-local address to many: every system's chatter on a link, and this link has nobody
+ * to hear it. */
+static __always_inline bool is_chatter(const struct packet *pkt)
+{
+	return pkt->family == 6 && is_multicast6(&pkt->daddr) &&
+	       (is_link_local6(&pkt->saddr) || is_zero(&pkt->saddr));
+}
+
 /* Frequent and nobody's fault: counted, not reported. */
 static __always_inline int drop_quietly(struct __sk_buff *skb, __u32 reason, __u32 direction)
 {

@@ -20,37 +20,14 @@
 
 #include "abi.h"
 #include "maps.h"
+#include "deliver.h"
+#include "host.h"
 #include "judge.h"
 #include "neighbour.h"
+#include "overlay.h"
 #include "parse.h"
-#include "refuse.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
-
-/* Into the namespace without the stack: from there the packet does not pass to_endpoint. */
-static __always_inline int deliver(struct __sk_buff *skb, const struct endpoint *to, __u32 ifindex)
-{
-	__u8 macs[2 * ETH_ALEN];
-
-	__builtin_memcpy(macs, to->mac, ETH_ALEN);
-	__builtin_memcpy(macs + ETH_ALEN, to->host_mac, ETH_ALEN);
-	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
-		return TC_ACT_SHOT;
-	return bpf_redirect_peer(ifindex, 0);
-}
-
-static __always_inline bool from_own_endpoint(const struct __sk_buff *skb)
-{
-	return (skb->mark & MARK_FIELD) == MARK_FROM_ENDPOINT;
-}
-
-/* To the host or the network, noted as checked: to_endpoint believes a source that belongs to an
- * endpoint of this node only then. */
-static __always_inline int to_stack(struct __sk_buff *skb)
-{
-	skb->mark = (skb->mark & ~MARK_FIELD) | MARK_FROM_ENDPOINT;
-	return TC_ACT_OK;
-}
 
 /* Whether the source is an endpoint's own; 0 or a drop reason. */
 static __always_inline int check_source(const struct packet *pkt, const struct endpoint *row)
@@ -62,32 +39,6 @@ static __always_inline int check_source(const struct packet *pkt, const struct e
 	return !is_zero(&row->ipv6) && same_addr(&pkt->saddr, &row->ipv6) ? 0 : DROP_INVALID_SRC_IP;
 }
 
-/* From the link-local address to many: every system's chatter on a link, and this link has nobody
- * to hear it. */
-static __always_inline bool is_chatter(const struct packet *pkt)
-{
-	return pkt->family == 6 && is_multicast6(&pkt->daddr) &&
-	       (is_link_local6(&pkt->saddr) || is_zero(&pkt->saddr));
-}
-
-/* Denied on its way out of an endpoint: its answer goes back in. */
-static __always_inline int refuse_sender(struct __sk_buff *skb, const struct pass *pass)
-{
-	if (!pass->respond || refuse(skb, pass))
-		return TC_ACT_SHOT;
-	return bpf_redirect_peer(skb->ifindex, 0);
-}
-
-/* Denied on its way to an endpoint: the answer goes where the packet came from, as if the endpoint
- * had sent it; from_endpoint knows it by its mark. */
-static __always_inline int refuse_stack(struct __sk_buff *skb, const struct pass *pass)
-{
-	if (!pass->respond || refuse(skb, pass))
-		return TC_ACT_SHOT;
-	skb->mark = (skb->mark & ~MARK_FIELD) | MARK_REFUSAL;
-	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
-}
-
 static __always_inline int drop_not_ready(struct __sk_buff *skb, const struct pass *pass, __u32 side)
 {
 	__u32 direction = side == SIDE_EGRESS ? DIR_EGRESS : DIR_INGRESS;
@@ -96,12 +47,37 @@ static __always_inline int drop_not_ready(struct __sk_buff *skb, const struct pa
 					drop_at(skb, pass, side, DROP_EP_NOT_READY);
 }
 
+/* To the host, the network or another node. */
+static __always_inline int leave(struct __sk_buff *skb, struct pass *pass)
+{
+	struct config *node = config_row();
+	struct ipcache_entry peer;
+	__be32 tunnel;
+	int reason;
+
+	find_peer(&pass->pkt.daddr, &peer);
+	pass->dst_identity = peer.identity;
+	if (is_tunnelled(&pass->pkt, node))
+		return drop_at(skb, pass, SIDE_EGRESS, DROP_ENCAP_PROHIBITED);
+	if (peer.identity == IDENTITY_HOST)
+		judged_by_host(pass, SIDE_INGRESS);
+	if (judge_packet(skb, pass, true))
+		return refuse_sender(skb, pass);
+	/* Answers go where the flow came from, though nobody said yet where that address is. */
+	tunnel = peer.tunnel ? peer.tunnel : pass->flow.tunnel;
+	if (!tunnel || !node || !node->overlay_ifindex)
+		return to_stack(skb);
+	reason = set_tunnel(skb, tunnel, pass->src_identity);
+	if (reason)
+		return drop_at(skb, pass, SIDE_EGRESS, reason);
+	return bpf_redirect(node->overlay_ifindex, 0);
+}
+
 SEC("tc")
 int from_endpoint(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex;
 	struct endpoint *source = bpf_map_lookup_elem(&endpoints, &ifindex);
-	struct ipcache_entry peer;
 	struct pass pass = {};
 	int reason;
 
@@ -130,11 +106,8 @@ int from_endpoint(struct __sk_buff *skb)
 	}
 
 	ifindex = local_ifindex(&pass.pkt.daddr);
-	if (!ifindex) {
-		find_peer(&pass.pkt.daddr, &peer);
-		pass.dst_identity = peer.identity;
-		return judge_packet(skb, &pass, true) ? refuse_sender(skb, &pass) : to_stack(skb);
-	}
+	if (!ifindex)
+		return leave(skb, &pass);
 
 	struct endpoint *destination = bpf_map_lookup_elem(&endpoints, &ifindex);
 
@@ -178,5 +151,7 @@ int to_endpoint(struct __sk_buff *skb)
 		fragment_remember(&pass.pkt);
 	find_peer(&pass.pkt.saddr, &peer);
 	pass.src_identity = peer.identity;
+	if (peer.identity == IDENTITY_HOST && !from_own_endpoint(skb))
+		judged_by_host(&pass, SIDE_EGRESS);
 	return judge_packet(skb, &pass, false) ? refuse_stack(skb, &pass) : TC_ACT_OK;
 }

@@ -89,7 +89,9 @@ def answer(question: Question, tables: Tables, bpf_dir: Path, clock: Clock) -> I
             from datapath.attachments import Attachments
             from datapath.inspection import consistency
 
-            return consistency.findings(tables, Attachments({}, bpf_dir, "auto").attached())
+            return consistency.findings(
+                tables, Attachments({}, bpf_dir, "auto").attached("endpoint")
+            )
 
 
 def talkers(tables: Tables, question: Question, clock: Clock) -> Iterator[TalkerRow]:

@@ -7,6 +7,7 @@ workload namespaces ── veth + programs ── node namespace ── plain ve
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -19,14 +20,17 @@ from typing import Self, TypeVar
 import pytest
 
 from datapath import bpfcall, links
-from datapath.loader import AttachMode, Datapath
+from datapath.loader import AttachMode, Datapath, Role
 from datapath.maps.layout import (
+    HOST_IFINDEX,
+    ConfigFlags,
     Endpoint,
     EndpointFlags,
     Event,
     EventType,
     IpcacheEntry,
     LocalEndpoint,
+    NodeConfig,
     PeerFlags,
     PolicyAnswer,
     PolicyPeer,
@@ -53,6 +57,8 @@ GATEWAY6 = IPv6Address("fe80::1")
 HOST_IDENTITY = 1
 REMOTE_IDENTITY = 16777217
 NO_FLAGS = EndpointFlags(0)
+ROLES: tuple[Role, ...] = ("endpoint", "netdev", "overlay")
+NAT_PORTS = (61000, 61999)
 SMALL = Sizes(
     endpoints_max=64,
     ipcache4_max=4096,
@@ -180,7 +186,9 @@ class KernelNode:
         needs_kernel()
         bpf_dir = Path(f"/sys/fs/bpf/tsr-test-{os.getpid()}-{tag}")
         try:
-            datapath = Datapath.open(object_path or built_object(), bpf_dir, sizes, attach=attach)
+            datapath = Datapath.open(
+                object_path or built_object(), bpf_dir, sizes, attach=attach, roles=ROLES
+            )
         except Unusable as error:
             if "refuses" in str(error):
                 raise
@@ -250,6 +258,11 @@ class KernelNode:
         t.ipcache4_prefix.put_many({Prefix4(32, int(REMOTE)): IpcacheEntry(REMOTE_IDENTITY)})
         t.ipcache6.put_many({int(NODE6): IpcacheEntry(HOST_IDENTITY)})
         t.ipcache6_prefix.put_many({Prefix6(128, int(REMOTE6)): IpcacheEntry(REMOTE_IDENTITY)})
+        t.endpoints.delete_many([HOST_IFINDEX])
+        t.nodes.delete_many([key for key, _ in t.nodes.items()])
+        t.masquerade_exclude4.delete_many([key for key, _ in t.masquerade_exclude4.items()])
+        self.call(lambda: self.datapath.detach("up0"))
+        self.configure()
         for workload in self.workloads:
             self.place(workload)
         self.datapath.ring.drain(1 << 20)
@@ -313,9 +326,28 @@ class KernelNode:
     def reopen(self, object_path: Path | None = None) -> Datapath:
         """What the next agent does; the one before is not closed."""
         path = object_path or built_object()
-        self.datapath = Datapath.open(path, self.bpf_dir, SMALL, attach=self.mode)
+        self.datapath = Datapath.open(path, self.bpf_dir, SMALL, attach=self.mode, roles=ROLES)
         self.tables = self.datapath.tables
         return self.datapath
+
+    def place_host(self, *, slot_in: int = 0, slot_out: int = 0) -> None:
+        """The host firewall, from here on."""
+        row = Endpoint(
+            99, HOST_IDENTITY, slot_in, slot_out, EndpointFlags.READY, 0, bytes(6), bytes(6)
+        )
+        self.tables.endpoints.put_many({HOST_IFINDEX: row})
+
+    def configure(self, **settings: int) -> None:
+        """Fields of NodeConfig."""
+        flags = ConfigFlags(settings.pop("flags", 0))
+        row = NodeConfig(flags, int(NODE), nat_first=NAT_PORTS[0], nat_last=NAT_PORTS[1])
+        self.tables.config.put_many({0: dataclasses.replace(row, **settings)})
+
+    def uplink(self) -> int:
+        """The device to the network, judged from here on; its ifindex."""
+        index = self.call(lambda: links.ifindex_of("up0"))
+        self.call(lambda: self.datapath.attach(index, "up0", "netdev"))
+        return index
 
     def inject(self, w: Workload, packet: bytes, *, program: str = "from_endpoint") -> int:
         """Runs a program on a made-up packet as if at the workload's interface; its TC_ACT_*."""
@@ -330,9 +362,14 @@ class KernelNode:
         mark: int = 0,
         repeat: int = 1,
     ) -> bpfcall.RunResult:
+        return self.run_at(w.link.ifindex, packet, program=program, mark=mark, repeat=repeat)
+
+    def run_at(
+        self, ifindex: int, packet: bytes, *, program: str, mark: int = 0, repeat: int = 1
+    ) -> bpfcall.RunResult:
         # struct __sk_buff: mark is the third word, ifindex the eleventh.
         context = bytes(8) + mark.to_bytes(4, "little") + bytes(28)
-        context += w.link.ifindex.to_bytes(4, "little")
+        context += ifindex.to_bytes(4, "little")
         fd = self.datapath.programs[program]
         return self.call(lambda: bpfcall.run_program(fd, packet, context=context, repeat=repeat))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from datapath.attachments import _DIRECTIONS
+from datapath.attachments import DIRECTIONS
 from datapath.maps.layout import PeerFlags, PolicyPortKey, Verdict
 from services.runtime.errors import Unusable
 from tests.fakes.kernel_node import KernelNode, Workload, answer, changed_build, peer
@@ -149,7 +149,7 @@ def stop_short(node: KernelNode, w: Workload, links: int) -> None:
     node.call(lambda: node.datapath.detach(w.outer))
     attach(node, w)
     put = node.datapath._attachments._link
-    for direction in _DIRECTIONS[:links]:
+    for direction in DIRECTIONS["endpoint"][:links]:
         node.call(partial(put, w.link.ifindex, w.outer, direction))
     node.datapath.close()
     node.reopen()
