@@ -36,11 +36,13 @@ __all__ = [
     "GATEWAY",
     "INTERFACE_NAME",
     "MTU",
+    "Existing",
     "Inside",
     "VethInfo",
     "create_veth",
     "delete_veth",
     "ensure_forwarding",
+    "find_veth",
     "has_carrier",
     "list_outer",
     "look_inside",
@@ -80,6 +82,17 @@ class Inside:
     up: bool
     addresses: frozenset[str]
     routes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """A pair somebody else made: its host side, and what is inside."""
+
+    outer: str
+    ifindex: int
+    host_mac: bytes
+    mac: bytes
+    address: IPv4Address
 
 
 @contextmanager
@@ -253,6 +266,53 @@ def delete_veth(outer_name: str) -> bool:
     return True
 
 
+def find_veth(netns: str, name: str) -> Existing:
+    """The pair that `name` inside `netns` is one end of. Invalid: it is none whose packets could be
+    judged here, or has not one IPv4 address. NotFound: no such namespace or interface."""
+    what = f"interface {name} of {netns}"
+    target = open_netns(netns)
+    try:
+        index, peer, mac, addresses = run_in(target, lambda: _find_inside(what, name))
+        with _netlink(f"cannot look for the host side of {what}") as netlink:
+            there = netlink.get_netnsid(fd=target)["nsid"]
+            links = netlink.get_links(peer) if peer else ()
+    finally:
+        os.close(target)
+    if len(addresses) != 1:
+        found = ", ".join(addresses) or "none"
+        raise Invalid(f"{what}: an endpoint has one IPv4 address, this has {found}")
+    for link in links:
+        # An index means something in one namespace only, so both must point at each other.
+        if (link.get("link"), link.get("link_netnsid")) == (index, there):
+            address = IPv4Address(addresses[0])
+            host_mac = _packed(link.get("address"))
+            return Existing(link.get("ifname"), peer, host_mac, mac, address)
+    raise Invalid(f"{what} is no veth pair whose other side is on this host")
+
+
+def _find_inside(what: str, name: str) -> tuple[int, int, bytes, list[str]]:
+    """(ifindex, ifindex of the peer or 0, MAC, global IPv4 addresses)"""
+    index = ifindex_of(name)
+    if not index:
+        raise NotFound(f"{what}: there is no such interface")
+    with _netlink(f"cannot look at {what}") as netlink:
+        (link,) = netlink.get_links(index)
+        peer = link.get("link") if _kind(link) == "veth" else None
+        rows = netlink.get_addr(index=index, family=socket.AF_INET)
+        addresses = [row.get("address") for row in rows if row["scope"] == 0]
+        return index, peer or 0, _packed(link.get("address")), addresses
+
+
+def _kind(link: Any) -> str | None:  # noqa: ANN401
+    info = link.get("linkinfo")
+    kind: str | None = info.get("kind") if info else None
+    return kind
+
+
+def _packed(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
+
+
 def has_carrier(outer_name: str) -> bool:
     """Up at both ends."""
     index = ifindex_of(outer_name)
@@ -282,7 +342,7 @@ def _look_inside(netns: str, name: str) -> Inside | None:
     with _netlink(f"cannot look at {name} in {netns}") as netlink:
         (link,) = netlink.get_links(index)
         return Inside(
-            bytes.fromhex(link.get("address").replace(":", "")),
+            _packed(link.get("address")),
             bool(link["flags"] & _IFF_UP),
             frozenset(
                 f"{row.get('address')}/{row['prefixlen']}" for row in netlink.get_addr(index=index)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Any, Protocol, TypeVar
@@ -64,6 +64,7 @@ class Wanted:
     pool: str = ""
     static: tuple[str, ...] = ()
     retain_s: int = 0
+    adopted: bool = False
 
 
 class Identities(Protocol):
@@ -99,11 +100,19 @@ class Veth(Protocol):
     def host_mac(self) -> bytes: ...
 
 
+class Existing(Veth, Protocol):
+    @property
+    def outer(self) -> str: ...
+    @property
+    def address(self) -> IPv4Address: ...
+
+
 class Machine(Protocol):
     """The kernel, but for the policy tables; every call blocks, and runs in a thread."""
 
     def netns_exists(self, netns: str) -> bool: ...
     def create_veth(self, record: EndpointRecord, address: IPv4Address) -> Veth: ...
+    def find_veth(self, record: EndpointRecord) -> Existing: ...
     def attach(self, ifindex: int, outer: str) -> None: ...
     def set_up(self, outer: str, address: IPv4Address, mac: bytes) -> None: ...
     def delete_veth(self, outer: str) -> bool: ...
@@ -233,6 +242,7 @@ class Endpoints:
             pool=wanted.pool,
             static=wanted.static,
             retain_s=wanted.retain_s,
+            adopted=wanted.adopted,
         )
         self.next_id += 1
         self._records[key] = record
@@ -249,7 +259,7 @@ class Endpoints:
                 for branch in (
                     self._save(),
                     _feed(identity, self._identify(record)),
-                    _feed(address, self._addresses.allocate(record)),
+                    _feed(address, self._address(record)),
                     self._policy(record, identity),
                     self._connect(record, address),
                     self._announce(record, identity, address),
@@ -285,9 +295,30 @@ class Endpoints:
     ) -> None:
         await self._policies.in_force(await identity, POLICY_DEADLINE_S)
 
+    async def _address(self, record: EndpointRecord) -> Given:
+        if not record.adopted:
+            return await self._addresses.allocate(record)
+        found = await asyncio.to_thread(self._machine.find_veth, record)
+        for other in self._records.values():
+            if other.key != record.key and other.ifindex == found.ifindex:
+                raise Conflict(f"interface {found.outer} belongs to endpoint {other.ref}")
+        known = self._learnt(
+            record,
+            outer=found.outer,
+            ifindex=found.ifindex,
+            mac=found.mac,
+            host_mac=found.host_mac,
+            static=(str(found.address),),
+        )
+        with suppress(Invalid):  # of no pool, so that nobody else can be given it
+            await self._addresses.allocate(known)
+        return Given(int(found.address))
+
     async def _connect(self, record: EndpointRecord, address: asyncio.Future[Given]) -> None:
         given = await address
         known = self._learnt(record, address=given.ipv4, address6=given.ipv6)
+        if known.adopted:
+            return  # its packets flow; they are judged once there is something to judge them by
         ip = IPv4Address(known.address)
         veth = await asyncio.to_thread(self._machine.create_veth, known, ip)
         self._learnt(record, ifindex=veth.ifindex, mac=veth.mac, host_mac=veth.host_mac)
@@ -307,8 +338,11 @@ class Endpoints:
     async def _open(self, made: EndpointRecord) -> EndpointRecord:
         await self._write_rows(made)
         self._records[made.key] = made
-        ip = IPv4Address(made.address)
-        await asyncio.to_thread(self._machine.set_up, made.outer, ip, made.mac)
+        if made.adopted:
+            await asyncio.to_thread(self._machine.attach, made.ifindex, made.outer)
+        else:
+            ip = IPv4Address(made.address)
+            await asyncio.to_thread(self._machine.set_up, made.outer, ip, made.mac)
         await self._save()
         return made
 
@@ -353,7 +387,10 @@ class Endpoints:
         return record
 
     async def _take_down(self, record: EndpointRecord) -> None:
-        """Idempotent. Rows first: nobody reaches an endpoint whose interface is being removed."""
+        """Idempotent. Rows first: nobody reaches an endpoint whose interface is being removed. One
+        that was adopted goes on without us, so its programs go first."""
+        if record.adopted and record.ifindex:
+            await asyncio.to_thread(self._machine.detach, record.outer)
         if record.ifindex:
             self._rows.remove_endpoint(record.ifindex)
         leaving = replace(record, state=State.RELEASING)
@@ -367,8 +404,9 @@ class Endpoints:
             await self._save()
 
     def _unplug(self, record: EndpointRecord) -> None:
-        self._machine.detach(record.outer)
-        self._machine.delete_veth(record.outer)
+        if not record.adopted:
+            self._machine.detach(record.outer)
+            self._machine.delete_veth(record.outer)
         if record.address:
             self._machine.forget_flows(record.address)
 

@@ -31,6 +31,9 @@ class NodeMachine:
             routes=record.routes or (links.DEFAULT_ROUTE,),
         )
 
+    def find_veth(self, record: EndpointRecord) -> links.Existing:
+        return links.find_veth(record.netns, record.interface)
+
     def attach(self, ifindex: int, outer: str) -> None:
         self.datapath.attach(ifindex, outer)
 

@@ -34,6 +34,7 @@ from datapath.agent import api, checkpoint, recovery
 from datapath.agent.addressing import Addressing
 from datapath.agent.addresslog import AddressLog
 from datapath.agent.checkpoint import Journal
+from datapath.agent.declared import Declared
 from datapath.agent.endpoints import Endpoints
 from datapath.agent.enforcement import Enforcement, Realised
 from datapath.agent.events import EventLog
@@ -261,6 +262,7 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             events.run(),
             whole.run(),
             endpoints.tidy(vanished),
+            Declared(Path(config.endpoints_dir), endpoints, clock).run(),
             follow_own_addresses(enforcement, clock),
         )
         async with asyncio.TaskGroup() as group:

@@ -30,7 +30,8 @@ class EndpointRecord:
     are unset. `address6`: 0 when its pool has no IPv6. `container`, `network`: of the runtime that
     asked for it by CNI, else empty. `mtu` 0: what links.py gives. `routes`: CIDRs its namespace
     reaches through it; none: everything. `pool`: of addresses; empty: by namespace. `static`: the
-    addresses asked for. `retain_s`: how long they are kept for it once it is gone."""
+    addresses asked for. `retain_s`: how long they are kept for it once it is gone. `adopted`:
+    interface and address were there before, and stay when it is deleted."""
 
     id: int
     namespace: str
@@ -53,6 +54,7 @@ class EndpointRecord:
     pool: str = ""
     static: tuple[str, ...] = ()
     retain_s: int = 0
+    adopted: bool = False
 
     @property
     def key(self) -> tuple[str, str]:

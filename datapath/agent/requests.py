@@ -18,7 +18,8 @@ from services.runtime.errors import Invalid
 class EndpointRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`labels`: each source:key=value. `netns`: a name of `ip netns`, or a path. `pool`: empty for
     the one that serves the namespace. `ips`: static addresses, one of a family. `retain_s`: how
-    long the addresses are kept for the endpoint of this name once it is deleted."""
+    long the addresses are kept for the endpoint of this name once it is deleted. `adopt`: the
+    interface is there, has an address and goes on having it."""
 
     namespace: str
     name: str
@@ -28,6 +29,7 @@ class EndpointRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pool: str = ""
     ips: tuple[str, ...] = ()
     retain_s: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0
+    adopt: bool = False
 
     def wanted(self) -> Wanted:
         """Raises `Invalid` for what no step of the creation could be content with."""
@@ -43,6 +45,8 @@ class EndpointRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         check_labels(self.namespace, self.labels)
         check_static(self.ips)
+        if self.adopt and (self.pool or self.ips or self.retain_s):
+            raise Invalid("adopt: an interface that is there keeps its address; leave out the rest")
         return Wanted(
             self.namespace,
             self.name,
@@ -52,6 +56,7 @@ class EndpointRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             pool=self.pool,
             static=self.ips,
             retain_s=self.retain_s,
+            adopted=self.adopt,
         )
 
 

@@ -56,6 +56,10 @@ def add(
     interface: Annotated[
         str, typer.Option(help="Its name inside the namespace.", metavar="NAME")
     ] = "eth0",
+    adopt: Annotated[
+        bool,
+        typer.Option("--adopt", help="Take the interface that is there; connections go on."),
+    ] = False,
     agent_socket: AgentSocket = DEFAULT_AGENT_SOCKET,
     output: Output = Format.TABLE,
 ) -> None:
@@ -84,6 +88,7 @@ def add(
         "labels": labels,
         "netns": netns,
         "interface": interface,
+        "adopt": adopt,
     }
     body = client.agent(agent_socket).request(
         "POST",

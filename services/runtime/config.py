@@ -177,7 +177,8 @@ def targets(text: str) -> tuple[str, ...]:
 class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`policyd`: one target, or those of all replicas, divided by commas. `node_ip` empty: the
     first IPv4 address that is not loopback. `bpf_object` empty: the object shipped in the package.
-    `labels_dir`: labels of containers that come by CNI. `attach`: auto, tcx or clsact. `routing`:
+    `labels_dir`: labels of containers that come by CNI.
+    `endpoints_dir`: endpoints that are to be. `attach`: auto, tcx or clsact. `routing`:
     direct, by a route through the other node, or none where the network knows the way.
     `unknown_labels`: while identityd is away, a new endpoint whose labels are not known here is
     refused (retry) or gets the identity `init` meanwhile. `..._max`: entries of a BPF map;
@@ -191,6 +192,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     run_dir: str = "/run/tessera"
     bpf_dir: str = "/sys/fs/bpf/tessera"
     labels_dir: str = "/etc/tessera/labels"
+    endpoints_dir: str = "/etc/tessera/endpoints"
     bpf_object: str = ""
     identityd: str = "127.0.0.1:7401"
     ipamd: str = "127.0.0.1:7402"
@@ -231,7 +233,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
                 IPv4Address(self.node_ip)
             except ValueError as error:
                 raise ValueError(f"node_ip: {error}") from None
-        for key in ("state_dir", "run_dir", "bpf_dir", "labels_dir"):
+        for key in ("state_dir", "run_dir", "bpf_dir", "labels_dir", "endpoints_dir"):
             path = getattr(self, key)
             check(path.startswith("/"), f"{key}: {path!r} is not an absolute path")
 

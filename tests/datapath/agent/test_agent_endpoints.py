@@ -15,7 +15,7 @@ from datapath.agent.record import EndpointRecord, State
 from datapath.agent.relabel import Relabel
 from datapath.agent.session import Granted
 from datapath.agent.view import Update, View
-from datapath.links import VethInfo
+from datapath.links import Existing, VethInfo
 from datapath.maps.tables import Tables
 from services.policy.clauses import LocalPolicy
 from services.runtime.clock import SystemClock
@@ -130,6 +130,11 @@ class FakeMachine:
         self.links[record.outer] = self.count
         return VethInfo(self.count, b"\x04" * 6, b"\x02" * 6)
 
+    def find_veth(self, record: EndpointRecord) -> Existing:
+        self._check("find_veth")
+        self.links.setdefault("veth0", 77)
+        return Existing("veth0", 77, b"\x04" * 6, b"\x02" * 6, IPv4Address("10.9.0.1"))
+
     def attach(self, ifindex: int, outer: str) -> None:
         self._check("attach")
         self.attached.add(outer)
@@ -214,6 +219,31 @@ async def test_a_created_endpoint_is_ready_saved_announced_and_up() -> None:
     assert node.identities.announced == {made.ip: made.identity}
     assert node.machine.up == {made.outer}
     assert dict(node.tables.local4.items())[made.address].ifindex == made.ifindex
+
+
+async def test_an_adopted_interface_is_judged_from_when_there_is_policy_and_stays() -> None:
+    node = Node()
+    made = await node.endpoints.create(replace(wanted(), adopted=True))
+    assert (made.ip, made.outer, made.state) == ("10.9.0.1", "veth0", State.READY)
+    assert node.machine.attached == {"veth0"}
+    assert node.machine.up == set()
+    assert node.identities.announced == {made.ip: made.identity}
+    with pytest.raises(Conflict, match="veth0 belongs to"):
+        await node.endpoints.create(replace(wanted("y", "b"), adopted=True))
+    assert node.machine.attached == {"veth0"}
+    await node.endpoints.delete(made.ref)
+    assert node.machine.links.pop("veth0") == 77
+    node.nothing_left()
+
+
+@pytest.mark.parametrize("what", ["find_veth", "attach"])
+async def test_an_interface_that_cannot_be_adopted_is_left_as_it_was(what: str) -> None:
+    node = Node()
+    node.machine.fails[what] = Invalid("x")
+    with pytest.raises(Invalid):
+        await node.endpoints.create(replace(wanted(), adopted=True))
+    node.machine.links.pop("veth0", None)
+    node.nothing_left()
 
 
 async def test_a_deleted_endpoint_leaves_no_trace() -> None:
