@@ -43,6 +43,7 @@ KEYS: Final = MappingProxyType(
         "name": "name of the object the event is about",
         "namespace": "namespace of the object the event is about",
         "node": "name of a node",
+        "offset": "place in a file, bytes from its start",
         "pause_s": "seconds until the next try",
         "pid": "process id",
         "policy": "a policy: kind namespace/name",
@@ -67,5 +68,6 @@ KEYS: Final = MappingProxyType(
         "trace_id": "trace this happened in, hex",
         "ttl_s": "time to live, seconds",
         "version": "version of a program or format",
+        "was": "what it was before the change",
     }
 )
