@@ -39,7 +39,7 @@ log = logger(__name__)
 Decode = Callable[[pb.Update], Update]
 
 FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 10.0
+LONGEST_PAUSE_S = 4.0
 # What is asked of a policyd is answered within it, or another one is asked. A process that was
 # stopped still has its connections, and its kernel accepts new ones.
 FIRST_ANSWER_S = 15.0

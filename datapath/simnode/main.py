@@ -15,7 +15,7 @@ import os
 import random
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Network
@@ -27,7 +27,7 @@ from tessera_wire.identity.v1.identity_pb2_grpc import IdentityServiceStub
 from datapath.agent.enforcement import Realised
 from datapath.agent.session import Session
 from datapath.agent.subscribe import Door
-from datapath.simnode.node import SimEndpoint, SimNode
+from datapath.simnode.node import Identities, SimEndpoint, SimNode
 from datapath.simnode.shared import SharedDecoder
 from services.runtime import config as configuration
 from services.runtime.clock import Clock, SystemClock
@@ -95,7 +95,7 @@ class Fleet:
         on_realised: Callable[[SimNode, Realised], None] = lambda node, realised: None,
     ) -> None:
         self._on_realised = on_realised
-        self._plan = plan
+        self.plan = plan
         self._config = config
         self._clock = clock
         self.decoder = SharedDecoder()
@@ -107,48 +107,51 @@ class Fleet:
             to_identityd = await stack.enter_async_context(channel(self._config.identityd))
             stub = IdentityServiceStub(to_identityd)
             async with asyncio.TaskGroup() as group:
-                for at in range(self._plan.count):
+                for at in range(self.plan.count):
                     doors = [
                         Door(one, self.decoder.stub(await stack.enter_async_context(channel(one))))
                         for one in targets(self._config.policyd)
                     ]
-                    session, node = self._make(at, stub, doors)
-                    self.nodes.append(node)
-                    group.create_task(session.run())
-                    group.create_task(node.run())
+                    identities, running = self.identities(at, stub)
+                    self.nodes.append(self._node(at, identities, doors))
+                    if running is not None:
+                        group.create_task(running)
+                    group.create_task(self.nodes[-1].run())
                 group.create_task(self._report())
 
-    def _make(
-        self, at: int, stub: IdentityServiceAsyncStub, doors: Sequence[Door]
-    ) -> tuple[Session, SimNode]:
-        name, ip, jitter = self._plan.name(at), self._plan.ip(at), random.Random()
+    def identities(
+        self, at: int, stub: IdentityServiceAsyncStub
+    ) -> tuple[Identities, Coroutine[None, None, None] | None]:
+        """Of one node, and what runs along with them."""
 
         async def nothing() -> None:
             """The lease is not written down: a simulated node has no disk."""
 
         session = Session(
             stub,
-            node=name,
-            node_ip=ip,
+            node=self.plan.name(at),
+            node_ip=self.plan.ip(at),
             previous_lease=0,
-            republish=lambda: node.republish(),
+            republish=lambda: self.nodes[at].republish(),
             on_lease=nothing,
-            held=lambda: len(node.endpoints),
+            held=lambda: self.plan.endpoints,
             clock=self._clock,
-            jitter=jitter,
+            jitter=random.Random(),
         )
-        node = SimNode(
-            name,
-            ip,
-            self._plan.endpoints_of(at),
+        return session, session.run()
+
+    def _node(self, at: int, identities: Identities, doors: Sequence[Door]) -> SimNode:
+        return SimNode(
+            self.plan.name(at),
+            self.plan.ip(at),
+            self.plan.endpoints_of(at),
             doors,
-            identities=session,
+            identities=identities,
             clock=self._clock,
-            jitter=jitter,
+            jitter=random.Random(),
             decode=self.decoder.decode,
             on_realised=self._on_realised,
         )
-        return session, node
 
     async def _report(self) -> None:
         started_s = self._clock.monotonic_s()

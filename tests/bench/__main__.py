@@ -11,6 +11,7 @@ from tests.bench import (
     bench_agent_start,
     bench_allocation,
     bench_cni,
+    bench_distribution,
     bench_endpoint,
     bench_events,
     bench_identity,
@@ -29,6 +30,7 @@ FULL = {
     "endpoint": bench_endpoint.main,
     "cni": bench_cni.main,
     "events": bench_events.main,
+    "distribution": bench_distribution.main,
     "policy_lookup": bench_policy_lookup.main,
     "resolve": bench_resolve.main,
     "traffic": bench_traffic.main,
@@ -42,6 +44,7 @@ QUICK = {
     "cni": lambda: bench_cni.main(3),
     "events": lambda: bench_events.main(1, 0.3),
     "traffic": lambda: bench_traffic.main(1),
+    "distribution": lambda: bench_distribution.main(3),
     "resolve": lambda: bench_resolve.main(2, ((100, 1_000),), 1, 100),
 }
 

@@ -15,9 +15,10 @@ from services.policyd.records import object_key as object_key
 Item = tuple[str, bytes]
 
 
-def pod(app: str, namespace: str = "shop") -> Labels:
+def pod(app: str, namespace: str = "shop", **more: str) -> Labels:
     return Labels.parse(
         [
+            *(f"k8s:{key}={value}" for key, value in more.items()),
             f"k8s:app={app}",
             f"k8s:io.kubernetes.pod.namespace={namespace}",
             "k8s:io.cilium.k8s.policy.cluster=default",

@@ -19,18 +19,21 @@ import resource
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from tessera_wire.policy.v1.policy_pb2 import Update
 
 from datapath.agent.enforcement import Enforcement, Realised
 from datapath.agent.received import update_from_wire
+from datapath.agent.session import Announced, Granted, Sets
 from datapath.agent.view import View
 from datapath.maps.layout import IpcacheEntry, Verdict
 from datapath.maps.tables import Tables
 from datapath.reconcile import read
 from datapath.simnode.main import Fleet, Plan, allow_files, arguments
-from datapath.simnode.node import SimNode
+from datapath.simnode.node import Identities, SimNode
+from identity.numbers import NumericIdentity
 from services.policy.clauses import Direction
 from services.policy.resolve import Resolver, ResolverSettings
 from services.policyd.distribute import Distributor
@@ -46,17 +49,49 @@ from tests.fakes.kernel_lookup import judge
 PROBES = ((6, 80), (6, 81), (6, 443), (17, 53))
 
 
+class Preset(Identities):
+    """Numbers that stand in the store already: of `app=sim-N` it is FIRST + N."""
+
+    FIRST = 1000
+
+    async def live(self) -> None:
+        pass
+
+    async def refer(self, sets: Sets) -> dict[tuple[str, ...], Granted]:
+        return {labels: Granted(self.number(labels), 1) for labels in sets}
+
+    def number(self, labels: tuple[str, ...]) -> NumericIdentity:
+        return NumericIdentity(self.FIRST + int(labels[0].rpartition("-")[2]))
+
+    async def announce(self, items: Sequence[Announced]) -> None:
+        pass
+
+
+class PresetFleet(Fleet):
+    def identities(self, at: int, stub: object) -> tuple[Identities, None]:
+        return Preset(), None
+
+
 class Watched:
     """A fleet, and when what was realised."""
 
     def __init__(self, fleet_of: Any) -> None:
         self.times: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
+        self.enforced: dict[str, float] = {}
+        self.started_s = time.perf_counter()
         self.fleet: Fleet = fleet_of(self._realised)
 
     def _realised(self, node: SimNode, realised: Realised) -> None:
+        if node.name not in self.enforced and self._knows_all(node):
+            self.enforced[node.name] = time.perf_counter()
         seen = self.times[node.name]
         seen.append((realised.revision, time.perf_counter()))
         del seen[:-64]
+
+    def _knows_all(self, node: SimNode) -> bool:
+        numbers = node.numbers.values()
+        problem_of = node.enforcement.problem_of
+        return len(node.numbers) == len(node.endpoints) and not any(map(problem_of, numbers))
 
     async def answer(self, words: list[str]) -> object:
         match words:
@@ -82,6 +117,7 @@ class Watched:
             "highest": max(revisions),
             "bytes": self.fleet.decoder.bytes_received,
             "messages": self.fleet.decoder.messages,
+            "enforced_s": max(self.enforced.values(), default=0) - self.started_s,
             "cpu_s": usage.ru_utime + usage.ru_stime,
         }
 
@@ -189,7 +225,8 @@ def main() -> None:
     logging_setup.configure("warning", json=True)
     allow_files(given.count, len(targets(config.policyd)))
     plan = Plan(given.count, given.first, given.endpoints, given.apps)
-    watched = Watched(lambda told: Fleet(plan, config, SystemClock(), told))
+    kind = PresetFleet if "TESTS_PRESET" in os.environ else Fleet
+    watched = Watched(lambda told: kind(plan, config, SystemClock(), told))
     asyncio.run(serve(watched))
 
 

@@ -36,20 +36,33 @@ class FleetProcess:
 
 
 class Plane:
-    def __init__(self, tag: str, *, etcds: int, identityds: int, policyds: int) -> None:
+    def __init__(
+        self, tag: str, *, etcds: int, identityds: int, policyds: int, policyd: str = ""
+    ) -> None:
+        """`policyd`: the module to run in its place."""
+        self._modules = dict(layout.MODULES) | ({"policyd": policyd} if policyd else {})
         self.dir = Path(tempfile.mkdtemp(prefix=f"tsr-{tag}-"))
         self.processes: dict[str, subprocess.Popen[Any]] = {}
         self.fleets: dict[str, FleetProcess] = {}
         self._commands: dict[str, list[str]] = {}
+        self._environ: dict[str, dict[str, str]] = {}
         self._etcd = {f"etcd{n}": (free_port(), free_port()) for n in range(etcds)}
         self._ports = {f"identityd{n}": free_port() for n in range(identityds)}
         self._ports |= {f"policyd{n}": free_port() for n in range(policyds)}
 
     @classmethod
-    def start(cls, tag: str, *, etcds: int = 1, identityds: int = 1, policyds: int = 1) -> Self:
+    def start(
+        cls,
+        tag: str,
+        *,
+        etcds: int = 1,
+        identityds: int = 1,
+        policyds: int = 1,
+        policyd: str = "",
+    ) -> Self:
         if shutil.which("etcd") is None:
             pytest.skip("no etcd binary on PATH (Debian: etcd-server)")
-        made = cls(tag, etcds=etcds, identityds=identityds, policyds=policyds)
+        made = cls(tag, etcds=etcds, identityds=identityds, policyds=policyds, policyd=policyd)
         try:
             made._boot()
         except BaseException:
@@ -85,7 +98,7 @@ class Plane:
         for name in self._ports:
             kind = name.rstrip("0123456789")
             config = self._config(name, {kind: {"listen": self.target(name), "metrics_listen": ""}})
-            self._commands[name] = [sys.executable, "-m", layout.MODULES[kind], "--config", config]
+            self._commands[name] = [sys.executable, "-m", self._modules[kind], "--config", config]
         for name in self._commands:
             self.run(name)
         for name, (client, _) in self._etcd.items():
@@ -98,10 +111,14 @@ class Plane:
         file.write_text(layout.dump({"etcd": {"endpoints": self.etcd}, **tables}))
         return str(file)
 
-    def fleet(self, name: str, count: int, *, first: int = 0, **plan: int) -> FleetProcess:
-        """Called `name`, which begins with "fleet"."""
+    def fleet(
+        self, name: str, count: int, *, first: int = 0, preset: bool = False, **plan: int
+    ) -> FleetProcess:
+        """Called `name`, which begins with "fleet". `preset`: see tests/fakes/fleet.py."""
+        self._environ[name] = {"TESTS_PRESET": "1"} if preset else {}
+        identityds = ",".join(self.target(n) for n in self.all_of("identityd"))
         agent = {
-            "identityd": "ipv4:" + ",".join(self.target(n) for n in self.all_of("identityd")),
+            "identityd": f"ipv4:{identityds}" if identityds else "127.0.0.1:9",
             "policyd": ",".join(self.target(n) for n in self.all_of("policyd")),
         }
         numbers = {"count": count, "first": first, **plan}
@@ -127,7 +144,7 @@ class Plane:
                 stdin=subprocess.PIPE if fleet else subprocess.DEVNULL,
                 stdout=pipe,
                 stderr=log,
-                env=environ,
+                env=environ | self._environ.get(name, {}),
                 start_new_session=True,
                 text=True,
             )
