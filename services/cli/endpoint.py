@@ -60,6 +60,17 @@ def add(
         bool,
         typer.Option("--adopt", help="Take the interface that is there; connections go on."),
     ] = False,
+    pool: Annotated[
+        str, typer.Option(help="Of addresses; else the namespace's.", metavar="POOL")
+    ] = "",
+    ip: Annotated[
+        list[str] | None,
+        typer.Option(help="This address; one of each family.", metavar="ADDRESS"),
+    ] = None,
+    keep: Annotated[
+        int,
+        typer.Option(help="Keep its addresses for it so long once deleted.", metavar="SECONDS"),
+    ] = 0,
     agent_socket: AgentSocket = DEFAULT_AGENT_SOCKET,
     output: Output = Format.TABLE,
 ) -> None:
@@ -82,7 +93,7 @@ def add(
         netns, labels = found.netns, [*labels, *found.labels]
     elif pid:
         netns = containers.netns_of(pid, f"process {pid}")
-    wanted = {
+    wanted: dict[str, object] = {
         "namespace": namespace,
         "name": name,
         "labels": labels,
@@ -90,6 +101,7 @@ def add(
         "interface": interface,
         "adopt": adopt,
     }
+    wanted |= {k: v for k, v in (("pool", pool), ("ips", ip), ("retain_s", keep)) if v}
     body = client.agent(agent_socket).request(
         "POST",
         "/v1/endpoints",

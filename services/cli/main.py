@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from services.cli import bpf, cni, endpoint, identity, observe, policy, processes, status, up
+from services.cli import bpf, cni, endpoint, identity, ipam, observe, policy, processes, status, up
 from services.cli.demo import command as demo
 from services.cli.options import Output, examples
 from services.cli.output import Format, note, say, write_json
@@ -32,6 +32,7 @@ app.add_typer(policy.app, name="policy")
 app.add_typer(endpoint.app, name="endpoint")
 app.add_typer(cni.app, name="cni")
 app.add_typer(identity.app, name="identity")
+app.add_typer(ipam.app, name="ipam")
 app.add_typer(bpf.app, name="bpf")
 app.command(
     epilog=examples(

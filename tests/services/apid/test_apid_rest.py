@@ -300,7 +300,8 @@ async def test_a_list_that_moved_on_too_far_is_gone(client: Client) -> None:
 
 
 async def test_addresses_are_passed_on(client: Client) -> None:
-    assert (await get(client, "/v1/ipam/pools"))["pools"][0]["capacity"] == 65534
+    (pool,) = (await get(client, "/v1/ipam/pools"))["pools"]
+    assert pool["usage"][0]["capacity"] == 65534
     assert (await get(client, "/v1/ipam/blocks?node=n1"))["blocks"][0]["node"] == "n1"
     found = await get(client, "/v1/ipam/addresses?node=n1&pool=p")
     assert found["addresses"][0]["owner"]["name"] == "api"
