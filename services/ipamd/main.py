@@ -78,7 +78,7 @@ async def serve_with(
         store=store,
         view=view,
         allocator=allocator,
-        windows=Windows(store, committer, view, allocator, clock),
+        windows=Windows(store, committer, view, allocator, clock, config.node_gone_s),
         replayer=Replayer(store, committer, view, allocator),
         collector=collector,
         usage=usage,

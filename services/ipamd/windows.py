@@ -34,6 +34,7 @@ log = logger(__name__)
 MAX_WINDOW = 1 << 16
 # Below this many free addresses a pool calls windows back.
 SHORT_OF = 8
+# A node that calls is noted so often, and in any case several times before it counts as gone.
 HEARD_EVERY_S = 20.0
 ATTEMPTS = 10
 
@@ -63,13 +64,20 @@ class Synced:
 
 class Windows:
     def __init__(
-        self, store: Store, committer: Committer, view: View, allocator: Allocator, clock: Clock
+        self,
+        store: Store,
+        committer: Committer,
+        view: View,
+        allocator: Allocator,
+        clock: Clock,
+        gone_s: float,
     ) -> None:
         self._store = store
         self._committer = committer
         self._view = view
         self._allocator = allocator
         self._clock = clock
+        self._heard_every_s = min(HEARD_EVERY_S, gone_s / 6)
 
     async def heard(self, node: str, instance: str, networks: tuple[str, ...]) -> None:
         """A node that lives, noted in the store every so often."""
@@ -78,7 +86,7 @@ class Windows:
         if (
             known is not None
             and (known.record.instance, known.record.networks) == (instance, networks)
-            and 0 <= now_s - known.record.heard_at < HEARD_EVERY_S
+            and 0 <= now_s - known.record.heard_at < self._heard_every_s
         ):
             return
         record = NodeRecord(instance, now_s, networks)

@@ -126,7 +126,7 @@ class IpamdConfig(Struct, frozen=True, forbid_unknown_fields=True):
     listen: str = "127.0.0.1:7402"
     metrics_listen: str = "127.0.0.1:7412"
     release_cooldown_s: Annotated[int, Meta(ge=0)] = 30
-    node_gone_s: Annotated[int, Meta(ge=10)] = 86_400
+    node_gone_s: Annotated[int, Meta(ge=30)] = 86_400
     pools: dict[str, PoolConfig] = field(default_factory=lambda: {"default": PoolConfig()})
 
     def __post_init__(self) -> None:

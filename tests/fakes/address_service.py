@@ -89,7 +89,7 @@ async def replica(
             allocator,
             Reclaimer(store, view, clock, empty_for_s),
             Collector(store, committer, view, allocator, clock, gone_s),
-            Windows(store, committer, view, allocator, clock),
+            Windows(store, committer, view, allocator, clock, gone_s),
             Replayer(store, committer, view, allocator),
         )
         following.cancel()

@@ -25,7 +25,7 @@ level = "warning"
 listen = "unix://{folder}/ipamd-{number}.sock"
 metrics_listen = ""
 release_cooldown_s = 2
-node_gone_s = 10
+node_gone_s = 30
 [ipamd.pools.default]
 cidrs = ["10.20.0.0/22", "fd20::/64"]
 block_size = 27
