@@ -10,12 +10,14 @@ from services.apid.ipam import routes as ipam
 from services.apid.policies import routes as policies
 from services.apid.questions import routes as questions
 from services.apid.rest.route import AnyRoute
+from services.apid.whois import routes as whois
 
 
 def table(backends: Backends) -> tuple[AnyRoute, ...]:
     return (
         *cluster.routes(backends),
         *identities.routes(backends),
+        *whois.routes(backends),
         *questions.routes(backends),
         *policies.routes(backends),
         *ipam.routes(backends),

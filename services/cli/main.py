@@ -7,8 +7,21 @@ from __future__ import annotations
 import sys
 
 import typer
+from typer.core import TyperGroup
 
-from services.cli import bpf, cni, endpoint, identity, ipam, observe, policy, processes, status, up
+from services.cli import (
+    bpf,
+    cni,
+    endpoint,
+    identity,
+    ipam,
+    observe,
+    policy,
+    processes,
+    status,
+    up,
+    whois,
+)
 from services.cli.demo import command as demo
 from services.cli.options import Output, examples
 from services.cli.output import Format, note, say, write_json
@@ -17,8 +30,23 @@ from services.runtime.errors import TesseraError
 # What shells and getopt(3) programs use for a command line that cannot be understood.
 USAGE = 2
 
+# As `tessera --help` lists them: what is used daily, then what a node or a cluster is made of.
+_ORDER = (
+    "up", "status", "policy", "endpoint", "identity", "ipam", "whois", "observe", "demo", "bpf",
+    "cni",
+)  # fmt: skip
+
+
+class _Ordered(TyperGroup):
+    def list_commands(self, ctx: object) -> list[str]:
+        names = list(self.commands)
+        first = [name for name in _ORDER if name in names]
+        return first + [name for name in names if name not in first]
+
+
 app = typer.Typer(
     name="tessera",
+    cls=_Ordered,
     help="Identity-based network policy with an eBPF datapath.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -33,6 +61,7 @@ app.add_typer(endpoint.app, name="endpoint")
 app.add_typer(cni.app, name="cni")
 app.add_typer(identity.app, name="identity")
 app.add_typer(ipam.app, name="ipam")
+app.command(epilog=whois.EXAMPLES)(whois.whois)
 app.add_typer(bpf.app, name="bpf")
 app.command(
     epilog=examples(

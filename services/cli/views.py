@@ -63,7 +63,15 @@ class Identity(Struct, frozen=True):
 
 class Identities(Struct, frozen=True):
     identities: tuple[Identity, ...]
-    next: int = 0
+
+
+class PolicyName(Struct, frozen=True):
+    kind: str
+    name: str
+    namespace: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}".replace(" /", " ")
 
 
 class Announced(Struct, frozen=True):
@@ -78,6 +86,40 @@ class Announced(Struct, frozen=True):
     @property
     def ref(self) -> str:
         return f"{self.namespace}/{self.name}" if self.name else "-"
+
+
+class Selected(Struct, frozen=True):
+    """The policies about an identity, per direction."""
+
+    identity: int
+    ingress_enforced: bool = False
+    egress_enforced: bool = False
+    ingress: tuple[PolicyName, ...] = ()
+    egress: tuple[PolicyName, ...] = ()
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        directions = (
+            ("ingress", self.ingress_enforced, self.ingress),
+            ("egress", self.egress_enforced, self.egress),
+        )
+        return [
+            (
+                str(self.identity),
+                direction,
+                "yes" if enforced else "no, open",
+                ", ".join(map(str, policies)) or "-",
+            )
+            for direction, enforced, policies in directions
+        ]
+
+
+class Whois(Struct, frozen=True):
+    says: tuple[str, ...]
+    identities: tuple[Identity, ...] = ()
+    endpoints: tuple[Announced, ...] = ()
+    more: bool = False
+    policies: tuple[Selected, ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
 class Reference(Struct, frozen=True):
@@ -131,7 +173,7 @@ class IdentityStats(Struct, frozen=True):
             ("created", f"{self.created_per_s:.2f}/s {window}"),
             ("collected", f"{self.collected_per_s:.2f}/s {window}"),
             ("exhausted", forecast),
-            ("references", f"{self.references}  (from {self.nodes} nodes)"),
+            ("references", f"{self.references}  (nodes: {self.nodes})"),
             ("addresses", str(self.addresses)),
             ("namespaces", str(self.namespaces)),
         ]
@@ -229,15 +271,6 @@ class Problem(Struct, frozen=True):
         path = f" ({self.path})" if self.path else ""
         kind = "" if self.severity == "error" else f"{self.severity}: "
         return f"{where}{kind}{self.message}{path}"
-
-
-class PolicyName(Struct, frozen=True):
-    kind: str
-    name: str
-    namespace: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.namespace}/{self.name}".replace(" /", " ")
 
 
 class AppliedPolicy(PolicyName, frozen=True):

@@ -16,12 +16,14 @@ from services.identityd.view import IdentityView
 from services.runtime.clock import Clock
 
 SAMPLE_S: Final = 10.0
+# A shorter time foretells nothing: a start is followed by what was waiting for it.
+FORESEEN_AFTER_S: Final = 60.0
 WINDOW_S: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """`exhausted_in_s`: None when the free numbers do not grow fewer."""
+    """`exhausted_in_s`: None when the free numbers do not grow fewer, or it is too soon to say."""
 
     window_s: float
     created_per_s: float
@@ -66,12 +68,13 @@ class Trend:
         window_s = now.at_s - then.at_s
         if window_s <= 0:
             return Rates(0.0, 0.0, 0.0, None)
+        foreseen = window_s >= FORESEEN_AFTER_S
         shrinking_per_s = (then.free - now.free) / window_s
         return Rates(
             window_s,
             (now.created - then.created) / window_s,
             (now.collected - then.collected) / window_s,
-            now.free / shrinking_per_s if shrinking_per_s > 0 else None,
+            now.free / shrinking_per_s if shrinking_per_s > 0 and foreseen else None,
         )
 
     def _count(self, change: Change) -> None:

@@ -80,6 +80,19 @@ class PolicyQuestions(policy_pb2_grpc.PolicyQuestionsServicer):
         found = await asyncio.to_thread(_difference, plan)
         return _difference_to_wire(found, problems, revision)
 
+    async def Who(self, request: pb.WhoRequest, context: _Context) -> pb.WhoResponse:
+        live = Live(self._state)
+        number = live.identity(request.text)
+        labels = live.resolver.labels(number) or reserved_labels().get(number, Labels.EMPTY)
+        found = pb.WhoResponse(identity=number, labels=labels.strings())
+        if live.is_endpoint(number):
+            policy = live.resolver.local_policy(number)
+            found.ingress_enforced = policy.ingress_enforced
+            found.egress_enforced = policy.egress_enforced
+            found.ingress_policies.extend(map(ref_to_wire, policy.ingress_policies))
+            found.egress_policies.extend(map(ref_to_wire, policy.egress_policies))
+        return found
+
 
 # ------------------------------------------------------------------ who is who
 

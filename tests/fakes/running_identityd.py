@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc.aio
 from tessera_wire.identity.v1 import queries_pb2_grpc
 
+from services.identityd.allocator import Item
 from services.identityd.published import AddressValue
 from services.identityd.queries import IdentityQueries
 from services.identityd.query_service import IdentityQueriesDoor
@@ -36,7 +37,12 @@ class RunningIdentityd:
 
     async def allocate(self, *texts: str) -> list[int]:
         """One label per set, seen by the view."""
-        numbers = await self.replica.allocate(self.lease, *texts, node=NODE)
+        return await self.allocate_sets(*((text,) for text in texts))
+
+    async def allocate_sets(self, *sets: tuple[str, ...]) -> list[int]:
+        items = [Item(labels) for labels in sets]
+        results = await self.replica.allocator.allocate(NODE, self.lease, items)
+        numbers = [self.replica.number(result) for result in results]
         view = self.replica.view
         await until(lambda: all(view.labels_of(n) for n in numbers), "the identities")
         return numbers

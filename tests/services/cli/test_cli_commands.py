@@ -117,7 +117,11 @@ def test_the_server_may_come_from_the_environment():
 
 
 def test_identities_are_a_table_and_the_same_body_as_json():
-    body = {"identities": [{"id": 300, "labels": ["k8s:app=a"], "nodes": ["n1"], "new": 1}]}
+    body = {
+        "identities": [{"id": 300, "labels": ["k8s:app=a"], "nodes": ["n1"], "new": 1}],
+        "revision": 7,
+        "next": "",
+    }
     with http_door({("GET", "/v1/identities"): (200, encoded(body))}) as door:
         table = tessera("identity", "list", "-l", "app=a", "--server", door.address)
         text = tessera("identity", "list", "-o", "json", "--server", door.address)

@@ -12,7 +12,7 @@ from tessera_wire.identity.v1 import queries_pb2 as pb
 from identity.labels import Labels
 from identity.numbers import NumericIdentity
 from services.identityd.feed import HISTORY, Change, ChangeKind
-from services.identityd.trend import SAMPLE_S, Trend
+from services.identityd.trend import FORESEEN_AFTER_S, SAMPLE_S, Trend
 from services.runtime.clock import SystemClock
 from services.runtime.errors import Conflict, Invalid, NotFound
 from services.store.memory import MemoryStore
@@ -205,13 +205,16 @@ async def test_the_forecast_goes_on_as_it_went() -> None:
             lease = await one.open()
             await one.allocate(lease, *(f"k8s:tier=a{i}" for i in range(20)))
             await until(lambda: one.view.in_use == 20, "the identities")
-            await clock.advance(2 * SAMPLE_S)
+            await clock.advance(SAMPLE_S)
+            assert trend.rates().exhausted_in_s is None
+            await clock.advance(FORESEEN_AFTER_S)
             rates = trend.rates()
             for task in running:
                 task.cancel()
-    assert (rates.window_s, rates.created_per_s) == (2 * SAMPLE_S, 1.0)
-    # 80 numbers are left, and one goes every second.
-    assert rates.exhausted_in_s == pytest.approx(80.0)
+    assert rates.window_s == 70.0
+    assert rates.created_per_s == pytest.approx(20 / 70)
+    # 80 numbers are left, and 20 went in 70 s.
+    assert rates.exhausted_in_s == pytest.approx(80 * 70 / 20)
 
 
 # ------------------------------------------------------------------ watching
