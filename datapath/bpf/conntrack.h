@@ -179,18 +179,21 @@ static __always_inline __u32 ct_new_flags(const struct packet *pkt, bool reply)
 	return flags;
 }
 
-/* Atomic: the two directions of a flow run on different CPUs. */
-static __always_inline void ct_count(struct ct_entry *entry, const struct packet *pkt, bool reply)
+/* Whether the flow came to a new state: answered, closed from one side, reset. Atomic: the two
+ * directions of a flow run on different CPUs. */
+static __always_inline bool ct_count(struct ct_entry *entry, const struct packet *pkt, bool reply)
 {
 	__u32 flags = ct_new_flags(pkt, reply);
+	bool news = (entry->flags & flags) != flags;
 
 	entry->last_seen = bpf_ktime_get_coarse_ns();
 	__sync_fetch_and_add(&entry->packets[reply], 1);
 	__sync_fetch_and_add(&entry->bytes[reply], pkt->length);
-	if ((entry->flags & flags) != flags)
+	if (news)
 		__sync_fetch_and_or(&entry->flags, flags);
 	if (entry->flags & CT_SYN_ONLY && !reply && !(pkt->tcp_flags & TCP_SYN))
 		__sync_fetch_and_and(&entry->flags, ~CT_SYN_ONLY);
+	return news;
 }
 
 static __always_inline void ct_begin(struct ct_entry *entry, const struct flow *flow,

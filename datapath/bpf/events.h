@@ -6,6 +6,13 @@
 #include "maps.h"
 #include "packet.h"
 
+static __always_inline struct config *config_row(void)
+{
+	__u32 key = 0;
+
+	return bpf_map_lookup_elem(&config, &key);
+}
+
 static __always_inline void count(__u32 key, __u32 bytes)
 {
 	struct metric *metric = bpf_map_lookup_elem(&metrics, &key);

@@ -63,7 +63,10 @@ static __always_inline int judge_host(struct __sk_buff *skb, struct pass *pass, 
 		count_packet(skb, 0, side == SIDE_EGRESS ? DIR_EGRESS : DIR_INGRESS);
 		return TC_ACT_OK;
 	}
-	return judge_packet(skb, pass, false) ? TC_ACT_SHOT : TC_ACT_OK;
+	if (judge_packet(skb, pass, false))
+		return TC_ACT_SHOT;
+	trace_news(pass, side, side == SIDE_EGRESS ? TRACE_TO_NETWORK : TRACE_TO_HOST);
+	return TC_ACT_OK;
 }
 
 SEC("tc")

@@ -31,7 +31,7 @@ struct pass {
 	__u32 begins_with;  /* enum ct_flags of a flow this packet opens */
 	__be32 from_tunnel; /* node that encapsulated it */
 	__u32 respond;      /* it was denied, and its sender is to be told */
-	__u32 pad;
+	__u32 news;         /* it began a flow, or brought one to a new state */
 };
 
 static __always_inline __u32 slot_of(const struct endpoint *row, __u32 side)
@@ -87,6 +87,30 @@ __noinline int drop_at(struct __sk_buff *skb, const struct pass *pass, __u32 sid
 	count_packet(skb, outcome.reason, scene.direction);
 	emit(&pass->pkt, &scene, &outcome);
 	return TC_ACT_SHOT;
+}
+
+/* Reports that a packet passes, and where to: of a flow its first packet, its first answer and what
+ * closes it, so that no flow costs more than a handful of records. */
+__noinline int trace(const struct pass *pass, __u32 side, __u32 point)
+{
+	struct outcome outcome = {};
+	struct config *node = config_row();
+	struct scene scene;
+
+	if (!pass || side > SIDE_EGRESS || !node || !(node->flags & CONFIG_TRACE))
+		return 0;
+	set_scene(&scene, pass, side);
+	outcome.type = EVENT_TRACE;
+	outcome.point = point;
+	if (pass->flow.state == CT_REPLY)
+		outcome.flags = EVENT_REPLY;
+	return emit(&pass->pkt, &scene, &outcome);
+}
+
+static __always_inline void trace_news(const struct pass *pass, __u32 side, __u32 point)
+{
+	if (pass->news)
+		trace(pass, side, point);
 }
 
 static __always_inline void count_forwarded(struct __sk_buff *skb, const struct pass *pass)
@@ -206,7 +230,7 @@ static __always_inline int judge_forward(struct __sk_buff *skb, struct pass *pas
 	int reason;
 
 	if (egress && ingress && tracked) {
-		ct_count(tracked, &pass->pkt, false);
+		pass->news = ct_count(tracked, &pass->pkt, false);
 		return 0;
 	}
 	if (tracked)
@@ -231,7 +255,7 @@ static __always_inline int judge_forward(struct __sk_buff *skb, struct pass *pas
 	entry.dst_identity = pass->dst_identity;
 	if (pass->from_tunnel)
 		entry.tunnel = pass->from_tunnel;
-	ct_count(&entry, &pass->pkt, false);
+	pass->news = ct_count(&entry, &pass->pkt, false) || !tracked;
 	if (!bpf_map_update_elem(&ct, &pass->flow.key, &entry, BPF_ANY))
 		return 0;
 	drop_at(skb, pass, pass->by[SIDE_EGRESS].ifindex ? SIDE_EGRESS : SIDE_INGRESS,
@@ -250,7 +274,7 @@ __noinline int judge_packet(struct __sk_buff *skb, struct pass *pass, bool stric
 		return DROP_NO_CONFIG;
 	tracked = ct_look_up(skb, &pass->flow, &pass->pkt, strict);
 	if (pass->flow.state == CT_REPLY && tracked)
-		ct_count(tracked, &pass->pkt, true);
+		pass->news = ct_count(tracked, &pass->pkt, true);
 	else if (pass->flow.state != CT_RELATED)
 		reason = judge_forward(skb, pass, tracked);
 	if (!reason)

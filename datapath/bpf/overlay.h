@@ -16,13 +16,6 @@
 #define IDENTITY_WORLD_IPV4 9
 #define IDENTITY_WORLD_IPV6 10
 
-static __always_inline struct config *config_row(void)
-{
-	__u32 key = 0;
-
-	return bpf_map_lookup_elem(&config, &key);
-}
-
 static __always_inline bool is_tunnelled(const struct packet *pkt, const struct config *node)
 {
 	return node && node->tunnel_port && pkt->proto == IPPROTO_UDP &&
@@ -107,6 +100,7 @@ int from_overlay(struct __sk_buff *skb)
 		judged_by_host(&pass, SIDE_INGRESS);
 		if (judge_packet(skb, &pass, false))
 			return TC_ACT_SHOT;
+		trace_news(&pass, SIDE_INGRESS, TRACE_TO_HOST);
 		return bpf_skb_change_type(skb, PACKET_HOST) ? TC_ACT_SHOT : TC_ACT_OK;
 	}
 	destination = bpf_map_lookup_elem(&endpoints, &ifindex);
@@ -121,6 +115,7 @@ int from_overlay(struct __sk_buff *skb)
 	}
 	if (bpf_skb_change_type(skb, PACKET_HOST))
 		return TC_ACT_SHOT;
+	trace_news(&pass, SIDE_INGRESS, TRACE_TO_ENDPOINT);
 	return deliver(skb, destination, ifindex);
 }
 

@@ -65,11 +65,15 @@ static __always_inline int leave(struct __sk_buff *skb, struct pass *pass)
 		return refuse_sender(skb, pass);
 	/* Answers go where the flow came from, though nobody said yet where that address is. */
 	tunnel = peer.tunnel ? peer.tunnel : pass->flow.tunnel;
-	if (!tunnel || !node || !node->overlay_ifindex)
+	if (!tunnel || !node || !node->overlay_ifindex) {
+		trace_news(pass, SIDE_EGRESS,
+			   peer.identity == IDENTITY_HOST ? TRACE_TO_HOST : TRACE_TO_STACK);
 		return to_stack(skb);
+	}
 	reason = set_tunnel(skb, tunnel, pass->src_identity);
 	if (reason)
 		return drop_at(skb, pass, SIDE_EGRESS, reason);
+	trace_news(pass, SIDE_EGRESS, TRACE_TO_OVERLAY);
 	return bpf_redirect(node->overlay_ifindex, 0);
 }
 
@@ -117,8 +121,11 @@ int from_endpoint(struct __sk_buff *skb)
 	if (judge_packet(skb, &pass, true))
 		return refuse_sender(skb, &pass);
 	/* The host translated the flow's addresses on its way here and must do so on its way back. */
-	if (pass.flow.via_stack)
+	if (pass.flow.via_stack) {
+		trace_news(&pass, SIDE_EGRESS, TRACE_TO_STACK);
 		return to_stack(skb);
+	}
+	trace_news(&pass, SIDE_INGRESS, TRACE_TO_ENDPOINT);
 	return deliver(skb, destination, ifindex);
 }
 
@@ -153,5 +160,8 @@ int to_endpoint(struct __sk_buff *skb)
 	pass.src_identity = peer.identity;
 	if (peer.identity == IDENTITY_HOST && !from_own_endpoint(skb))
 		judged_by_host(&pass, SIDE_EGRESS);
-	return judge_packet(skb, &pass, false) ? refuse_stack(skb, &pass) : TC_ACT_OK;
+	if (judge_packet(skb, &pass, false))
+		return refuse_stack(skb, &pass);
+	trace_news(&pass, SIDE_INGRESS, TRACE_TO_ENDPOINT);
+	return TC_ACT_OK;
 }
