@@ -17,6 +17,7 @@ TCP: Final = 6
 UDP: Final = 17
 FRAGMENT6: Final = 44
 ICMP6: Final = 58
+SCTP: Final = 132
 
 
 def ipv4_packet(

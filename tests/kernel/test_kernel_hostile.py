@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import random
 import socket
+import struct
 
 import pytest
 
-from datapath.maps.layout import EventType, Verdict
-from tests.fakes.kernel_node import NODE, KernelNode, Workload, peer
+from datapath.maps.layout import EventType, PeerFlags, PolicyPortKey, Verdict
+from tests.fakes.kernel_node import NODE, KernelNode, Workload, answer, peer
 from tests.fakes.netns import checksum
 from tests.fakes.packets import (
+    DROPPED,
+    ICMP6,
     PASSED,
     REDIRECTED,
+    SCTP,
     TCP,
     UDP,
     ipv4_packet,
+    ipv6_packet,
     tcp_packet,
+    udp_datagram,
     udp_packet,
 )
 from tests.kernel.conftest import dropped_with
@@ -164,3 +171,111 @@ def test_when_the_ring_is_full_events_are_lost_and_counted(
     now = node.tables.metrics.get(510)
     assert now is not None
     assert now.packets == lost.packets + 5
+
+
+def options_packet(alice: Workload, bob: Workload, options: bytes, port: int) -> bytes:
+    """A datagram behind IP options, filled up to whole words."""
+    padded = options + bytes(-len(options) % 4)
+    words = 5 + len(padded) // 4
+    datagram = udp_datagram(4000, port)
+    return ipv4_packet(alice, bob, UDP, padded + datagram, version_ihl=0x40 | words)
+
+
+ROUTE = b"\x07\x04" + NODE.packed  # length and pointer, and the next stop
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (b"\x01\x01\x01\x00", 0),
+        (b"\x94\x04\x00\x00", 0),  # router alert
+        (b"\x44\x0c\x05\x00" + bytes(8), 0),  # timestamps
+        (b"\x83" + ROUTE, 134),
+        (b"\x89" + ROUTE, 134),
+        (b"\x01\x01\x83" + ROUTE, 134),
+        (b"\x94\x04\x00\x00\x83" + ROUTE, 134),
+        (b"\x94\x00\x00\x00", 134),
+        (b"\x94\x01\x00\x00", 134),
+        (b"\x94\x28\x00\x00", 134),
+        (b"\x01\x01\x01\x94", 134),
+        (b"\x00\x83" + ROUTE, 0),  # nothing counts behind the end
+    ],
+    ids=lambda value: value.hex() if isinstance(value, bytes) else str(value),
+)
+def test_ip_options_are_passed_over_and_source_routes_refused(
+    node: KernelNode, alice: Workload, bob: Workload, options: bytes, reason: int
+) -> None:
+    """Passed over: the port behind them is judged."""
+    rows = {0: peer(Verdict.NONE, class_id=5, flags=PeerFlags.HAS_PORTS)}
+    node.policy(7, rows, {PolicyPortKey(5, 5000, UDP): answer(Verdict.ALLOW, 61)})
+    node.place(bob, slot_in=7)
+    assert dropped_with(node, alice, options_packet(alice, bob, options, 5000)) == reason
+    closed = options_packet(alice, bob, options, 5001)
+    assert dropped_with(node, alice, closed) == (reason or 133)
+
+
+def test_a_packet_to_its_own_source_stays_with_its_endpoint(
+    node: KernelNode, alice: Workload, bob: Workload
+) -> None:
+    """The land attack: from bob's address to bob, sent by anybody else."""
+    land = udp_packet(bob, bob, 80, 80)
+    forged = land[:6] + alice.link.mac + land[12:]
+    assert dropped_with(node, alice, forged) == 132
+    assert node.run(bob, land, program="to_endpoint").result == DROPPED
+    assert [drop[0] for drop in node.drops()] == [132]
+
+
+def test_a_protocol_of_the_other_family_is_unknown(
+    node: KernelNode, alice: Workload, bob: Workload
+) -> None:
+    assert dropped_with(node, alice, ipv4_packet(alice, bob, ICMP6, bytes(16))) == 137
+
+
+def test_truncated_sctp_is_dropped_and_its_port_is_judged(
+    node: KernelNode, alice: Workload, bob: Workload
+) -> None:
+    rows = {0: peer(Verdict.NONE, class_id=5, flags=PeerFlags.HAS_PORTS)}
+    node.policy(7, rows, {PolicyPortKey(5, 3868, SCTP): answer(Verdict.ALLOW, 61)})
+    node.policy(8, {})
+    node.place(bob, slot_in=7, slot_out=8)
+
+    def chunk(sport: int, dport: int) -> bytes:
+        return struct.pack("!2H2I", sport, dport, 1, 0) + b"\x01\0\0\x14" + bytes(16)
+
+    assert dropped_with(node, alice, ipv4_packet(alice, bob, SCTP, chunk(4000, 3868)[:11])) == 135
+    assert dropped_with(node, alice, ipv4_packet(alice, bob, SCTP, chunk(4000, 3869))) == 133
+    assert dropped_with(node, alice, ipv4_packet(alice, bob, SCTP, chunk(4000, 3868))) == 0
+    assert dropped_with(node, bob, ipv4_packet(bob, alice, SCTP, chunk(3868, 4000))) == 0
+    assert dropped_with(node, bob, ipv4_packet(bob, alice, SCTP, chunk(3868, 4001))) == 133
+    over_ipv6 = ipv6_packet(alice, bob.address6, SCTP, chunk(4000, 3868))
+    assert dropped_with(node, alice, over_ipv6) == 0
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_no_random_packet_passes_a_judge_that_allows_nothing(
+    node: KernelNode, alice: Workload, bob: Workload, family: int
+) -> None:
+    """Headers of chance behind a right source: dropped, and nothing is remembered but fragments."""
+    node.policy(8, {})
+    node.place(alice, slot_out=8)
+    rng = random.Random(family)
+    base = (
+        udp_packet(alice, bob, 1, 2)
+        if family == 4
+        else ipv6_packet(alice, bob.address6, UDP, udp_datagram(1, 2))
+    )
+    own = slice(26, 30) if family == 4 else slice(22, 38)
+    for _ in range(3000):
+        packet = bytearray(base[:14] + rng.randbytes(rng.randrange(40, 120)))
+        packet[14] = 0x60 if family == 6 else 0x40 | rng.choice((5, 5, 6, 9, 15, 4))
+        packet[own] = base[own]
+        length = len(packet) - 14
+        if rng.random() < 0.9:
+            place = slice(16, 18) if family == 4 else slice(18, 20)
+            packet[place] = (length if family == 4 else length - 40).to_bytes(2, "big")
+        next_header = 23 if family == 4 else 20
+        packet[next_header] = rng.choice((0, 1, 6, 17, 43, 44, 51, 58, 60, 132, 255))
+        if bytes(packet[30:34] if family == 4 else packet[38:54]) == bytes(base[own]):
+            continue
+        assert node.inject(alice, bytes(packet)) == DROPPED
+    assert node.tables.ct.count() == 0
