@@ -82,6 +82,12 @@ class Addresses:
                 found[self._node_at(host) or host].add(identity)
         return {node: frozenset(here) for node, here in found.items()}
 
+    def identities_on(self, node: str) -> frozenset[NumericIdentity]:
+        """Of the endpoints that the node announces."""
+        hosts = self._node_ips.get(node, (node,))
+        ips = (ip for host in hosts for ip in self._by_host.get(host, ()))
+        return frozenset(self._announced[ip].identity for ip in ips)
+
     def announce(self, ip: str, announcement: Announcement) -> None:
         self.withdraw(ip)
         self._announced[ip] = announcement

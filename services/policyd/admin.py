@@ -16,7 +16,7 @@ from tessera_wire.policy.v1 import policy_pb2, policy_pb2_grpc
 
 from services.policy.clauses import PolicyRef
 from services.policy.parse import Parsed, Problem, parse
-from services.policyd import history, records
+from services.policyd import admission, history, records
 from services.policyd.apply import Applied, Outcome, Policies
 from services.policyd.nodes import Nodes, NodeState, Pulse
 from services.policyd.realisation import realisation
@@ -51,8 +51,10 @@ class PolicyAdmin(policy_pb2_grpc.PolicyAdminServicer):
         nodes: Nodes,
         pulse: Pulse,
         clock: Clock,
+        limits: admission.Limits,
     ) -> None:
         self._store = store
+        self._limits = limits
         self._clock = clock
         self._policies = policies
         self._state = state
@@ -70,7 +72,10 @@ class PolicyAdmin(policy_pb2_grpc.PolicyAdminServicer):
         large = len(request.manifests) > _LARGE_BYTES
         parsed = await asyncio.to_thread(_parse, request) if large else _parse(request)
         problems = [problem_to_wire(problem) for problem in parsed.problems]
-        if parsed.refused:
+        if not parsed.refused:
+            found = admission.objections(self._state, parsed.policies, self._limits)
+            problems += map(problem_to_wire, found)
+        if parsed.refused or found:
             return policy_pb2.ApplyResponse(problems=problems)
         if request.dry_run:
             outcome = await self._policies.preview(parsed.policies)

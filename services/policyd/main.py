@@ -29,6 +29,7 @@ from identity.numbers import NumericIdentity
 from services.policy.resolve import Resolver, ResolverSettings
 from services.policy.selectors import Kind
 from services.policyd.admin import PolicyAdmin
+from services.policyd.admission import Limits, Protected
 from services.policyd.apply import Policies
 from services.policyd.distribute import Distributor
 from services.policyd.nodes import Nodes, Pulse
@@ -86,7 +87,14 @@ class Policyd:
         policies = Policies(store, self.state, clock)
         self.questions = PolicyQuestions(self.state)
         self.admin = PolicyAdmin(
-            store, policies, self.state, self.view, self.nodes, self.pulse, clock
+            store,
+            policies,
+            self.state,
+            self.view,
+            self.nodes,
+            self.pulse,
+            clock,
+            Limits(config.policy_peer_max, tuple(map(Protected.parse, config.protected))),
         )
 
     def register(self, server: grpc.aio.Server) -> None:

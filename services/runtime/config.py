@@ -136,7 +136,9 @@ class IpamdConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class PolicydConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`cluster`, `fixed_identities`: identityd's. `cidr_match` of Cilium kinds, `ipblock_match` of
     NetworkPolicies: `cilium` chooses addresses outside of the cluster only, `addresses` endpoints
-    and nodes, too."""
+    and nodes, too. `policy_peer_max`: the smallest of the agents'. `protected`: what nodes must be
+    able to reach, each a selector and a port ("app=etcd 2379/TCP"); policies that cut it off are
+    refused."""
 
     etcd: EtcdConfig = EtcdConfig()
     log: LogConfig = LogConfig()
@@ -147,6 +149,8 @@ class PolicydConfig(Struct, frozen=True, forbid_unknown_fields=True):
     fixed_identities: tuple[str, ...] = ()
     cidr_match: str = "cilium"
     ipblock_match: str = "addresses"
+    policy_peer_max: Annotated[int, Meta(ge=1024)] = 1_048_576
+    protected: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_listeners(self.listen, self.metrics_listen)

@@ -12,6 +12,7 @@ from tessera_wire.policy.v1 import policy_pb2_grpc
 
 from services.policyd.main import Policyd
 from services.runtime.clock import SystemClock
+from services.runtime.config import PolicydConfig
 from services.store.memory import MemoryStore
 from services.store.model import Put, Txn
 from services.wire.client import call, channel
@@ -59,9 +60,11 @@ class Running:
 
 
 @asynccontextmanager
-async def running_policyd(store: MemoryStore, folder: Path) -> AsyncIterator[Running]:
+async def running_policyd(
+    store: MemoryStore, folder: Path, config: PolicydConfig | None = None
+) -> AsyncIterator[Running]:
     """The store outlives it, so that one can follow another on the same socket."""
-    policyd = Policyd(store, SystemClock())
+    policyd = Policyd(store, SystemClock(), config or PolicydConfig())
     async with (
         policyd.following(),
         serve(f"unix://{folder}/policyd.sock", policyd.register) as bound,
