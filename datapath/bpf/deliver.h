@@ -23,6 +23,14 @@ static __always_inline bool from_own_endpoint(const struct __sk_buff *skb)
 	return (skb->mark & MARK_FIELD) == MARK_FROM_ENDPOINT;
 }
 
+/* Who sends through tunnels sends nothing beside them: anybody in the network can write an address
+ * into a packet, and the tunnel is what vouches for it. */
+static __always_inline bool is_untunnelled(const struct __sk_buff *skb,
+					   const struct ipcache_entry *source)
+{
+	return source->tunnel && !from_own_endpoint(skb);
+}
+
 /* To the host or the network, noted as checked: to_endpoint believes a source that belongs to an
  * endpoint of this node only then. */
 static __always_inline int to_stack(struct __sk_buff *skb)

@@ -57,6 +57,15 @@ static __always_inline bool is_ip(const struct __sk_buff *skb)
 				      skb->protocol == bpf_htons(ETH_P_IPV6));
 }
 
+/* The answer goes back where the packet came from; to_netdev knows it by its mark. */
+static __always_inline int refuse_network(struct __sk_buff *skb, const struct pass *pass)
+{
+	if (!pass->respond || refuse(skb, pass))
+		return TC_ACT_SHOT;
+	skb->mark = (skb->mark & ~MARK_FIELD) | MARK_REFUSAL;
+	return bpf_redirect(skb->ifindex, 0);
+}
+
 static __always_inline int judge_host(struct __sk_buff *skb, struct pass *pass, __u32 side)
 {
 	if (is_control(&pass->pkt, side)) {
@@ -64,7 +73,7 @@ static __always_inline int judge_host(struct __sk_buff *skb, struct pass *pass, 
 		return TC_ACT_OK;
 	}
 	if (judge_packet(skb, pass, false))
-		return TC_ACT_SHOT;
+		return side == SIDE_INGRESS ? refuse_network(skb, pass) : TC_ACT_SHOT;
 	trace_news(pass, side, side == SIDE_EGRESS ? TRACE_TO_NETWORK : TRACE_TO_HOST);
 	return TC_ACT_OK;
 }
@@ -82,7 +91,7 @@ int from_netdev(struct __sk_buff *skb)
 	reason = parse(skb, &pass.pkt);
 	find_peer(&pass.pkt.saddr, &peer);
 	pass.src_identity = peer.identity;
-	if (peer.identity == IDENTITY_HOST || local_ifindex(&pass.pkt.saddr))
+	if (peer.identity == IDENTITY_HOST || peer.tunnel || local_ifindex(&pass.pkt.saddr))
 		return drop_at(skb, &pass, SIDE_INGRESS, DROP_INVALID_SRC_IP);
 	if (!reason && pass.pkt.fragment == FRAGMENT_FIRST)
 		fragment_remember(&pass.pkt);
@@ -114,7 +123,7 @@ int to_netdev(struct __sk_buff *skb)
 	struct pass pass = {};
 	int reason;
 
-	if (!is_ip(skb) || !node)
+	if (!is_ip(skb) || !node || (skb->mark & MARK_FIELD) == MARK_REFUSAL)
 		return TC_ACT_OK;
 	if (from_own_endpoint(skb))
 		return node->flags & CONFIG_MASQUERADE ? masquerade(skb, &pass, node) : TC_ACT_OK;

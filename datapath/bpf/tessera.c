@@ -158,6 +158,8 @@ int to_endpoint(struct __sk_buff *skb)
 		fragment_remember(&pass.pkt);
 	find_peer(&pass.pkt.saddr, &peer);
 	pass.src_identity = peer.identity;
+	if (is_untunnelled(skb, &peer))
+		return drop_at(skb, &pass, SIDE_INGRESS, DROP_INVALID_SRC_IP);
 	if (peer.identity == IDENTITY_HOST && !from_own_endpoint(skb))
 		judged_by_host(&pass, SIDE_EGRESS);
 	if (judge_packet(skb, &pass, false))

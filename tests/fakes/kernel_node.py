@@ -323,18 +323,19 @@ class KernelNode:
             (event.reason, event.direction, event.rule_id) for event in self.events(EventType.DROP)
         ]
 
-    def reopen(self, object_path: Path | None = None) -> Datapath:
+    def reopen(self, object_path: Path | None = None, roles: tuple[Role, ...] = ROLES) -> Datapath:
         """What the next agent does; the one before is not closed."""
         path = object_path or built_object()
-        self.datapath = Datapath.open(path, self.bpf_dir, SMALL, attach=self.mode, roles=ROLES)
+        self.datapath = Datapath.open(path, self.bpf_dir, SMALL, attach=self.mode, roles=roles)
         self.tables = self.datapath.tables
         return self.datapath
 
-    def place_host(self, *, slot_in: int = 0, slot_out: int = 0) -> None:
+    def place_host(
+        self, *, slot_in: int = 0, slot_out: int = 0, flags: EndpointFlags = NO_FLAGS
+    ) -> None:
         """The host firewall, from here on."""
-        row = Endpoint(
-            99, HOST_IDENTITY, slot_in, slot_out, EndpointFlags.READY, 0, bytes(6), bytes(6)
-        )
+        flags |= EndpointFlags.READY
+        row = Endpoint(99, HOST_IDENTITY, slot_in, slot_out, flags, 0, bytes(6), bytes(6))
         self.tables.endpoints.put_many({HOST_IFINDEX: row})
 
     def configure(self, **settings: int) -> None:

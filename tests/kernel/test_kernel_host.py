@@ -6,6 +6,7 @@ import pytest
 
 from datapath.maps.layout import (
     ControlKey,
+    EndpointFlags,
     EventType,
     IpcacheEntry,
     Node,
@@ -128,6 +129,14 @@ def test_the_control_channel_is_never_stopped(firewalled: KernelNode, anybody: b
         assert node.ns.can_connect(str(REMOTE), 7403)
         assert not node.remote.can_connect(str(NODE), 7403, timeout_s=0.2)
         assert not node.ns.can_connect(str(REMOTE), 22, timeout_s=0.2)
+
+
+def test_a_client_the_node_denies_fails_at_once(firewalled: KernelNode) -> None:
+    firewalled.place_host(slot_in=20, slot_out=21, flags=EndpointFlags.RESPOND)
+    with pytest.raises(ConnectionRefusedError):
+        firewalled.remote.connect(str(NODE), 81, timeout_s=2.0)
+    with pytest.raises(ConnectionRefusedError):
+        firewalled.remote.connect("fd00:77::1", 81, timeout_s=2.0)
 
 
 def test_a_live_connection_is_cut_when_the_nodes_policy_changes(firewalled: KernelNode) -> None:

@@ -134,6 +134,16 @@ def test_an_interface_that_is_gone_is_not_attached_any_more(own_node: KernelNode
     assert own_node.call(own_node.datapath.attached) == {alice.outer, bob.outer}
 
 
+def test_a_device_in_a_role_the_next_agent_has_not_is_let_go(own_node: KernelNode) -> None:
+    alice, bob = own_node.workloads
+    own_node.uplink()
+    assert own_node.call(lambda: own_node.datapath.attached("netdev")) == {"up0"}
+    again = own_node.reopen(roles=("endpoint",))
+    assert own_node.call(again.replace_programs) == 2
+    assert own_node.call(lambda: again.attached("netdev")) == set()
+    assert own_node.call(again.attached) == {alice.outer, bob.outer}
+
+
 def test_attaching_to_nothing_is_not_found(own_node: KernelNode) -> None:
     with pytest.raises(NotFound):
         own_node.call(lambda: own_node.datapath.attach(9999, "nothing"))

@@ -21,6 +21,7 @@ from tests.fakes.overlay import (
     known,
     open_tunnel,
 )
+from tests.fakes.packets import DROPPED
 
 pytestmark = pytest.mark.kernel
 
@@ -143,6 +144,18 @@ def test_a_source_of_this_node_comes_through_no_tunnel(
         other.send(FAR_IDENTITY, far_datagram(bob, 4000, 53, source=source))
     with bob.ns.udp(53) as server, pytest.raises(TimeoutError):
         server.recv(8)
+    assert [drop[0] for drop in drops(node)] == [132, 132]
+
+
+def test_an_address_behind_a_tunnel_is_forged_where_it_comes_without(
+    node: KernelNode, other: OtherNode, bob: Workload
+) -> None:
+    known(node, int(IPv4Address(FAR)), FAR_IDENTITY)
+    node.policy(7, {FAR_IDENTITY: peer(ALLOW, 31)})
+    node.place(bob, slot_in=7)
+    untunnelled = bytes(12) + b"\x08\0" + far_datagram(bob, 4000, 53)
+    for program, at in (("to_endpoint", bob.link.ifindex), ("from_netdev", node.uplink())):
+        assert node.run_at(at, untunnelled, program=program).result == DROPPED
     assert [drop[0] for drop in drops(node)] == [132, 132]
 
 
