@@ -3,9 +3,11 @@
 An endpoint's pair, seen from both ends:
 
     namespace                                   host
-    eth0  ADDRESS/32                            OUTER  (no address, no IPv6)
+    eth0  ADDRESS/32                            OUTER  (no address)
       default via 169.254.1.1 onlink              ADDRESS/32 dev OUTER
       169.254.1.1 is OUTER's MAC, for good        ADDRESS is eth0's MAC, for good
+
+and for IPv6, where the endpoint has it, the same with /128 and fe80::1; without, OUTER has none.
 
 Neighbours are permanent at both ends, so nothing depends on ARP and nothing can be won by forging
 it. All functions block (creating takes a few milliseconds, deleting the kernel's grace periods);
@@ -21,7 +23,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, ip_interface
+from ipaddress import IPv4Address, IPv6Address, ip_interface
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,7 +55,9 @@ __all__ = [
 ]
 
 GATEWAY: Final = IPv4Address("169.254.1.1")
+GATEWAY6: Final = IPv6Address("fe80::1")
 DEFAULT_ROUTE: Final = "0.0.0.0/0"
+DEFAULT_ROUTE6: Final = "::/0"
 MTU: Final = 1500
 INTERFACE_NAME: Final = re.compile(r"[^\s/:]{1,15}")
 
@@ -133,11 +137,12 @@ def create_veth(
     outer_name: str,
     address: IPv4Address,
     *,
+    address6: IPv6Address | None = None,
     mtu: int = MTU,
-    routes: Sequence[str] = (DEFAULT_ROUTE,),
+    routes: Sequence[str] = (),
 ) -> VethInfo:
     """A pair, inner side configured and up in `netns`, outer side down until `set_up`. `routes`:
-    CIDRs that the namespace reaches through it.
+    CIDRs that the namespace reaches through it; none: everything its addresses can speak to.
 
     NotFound: no such namespace. Conflict: a name is taken. Nothing is left behind on failure.
     """
@@ -148,8 +153,11 @@ def create_veth(
     try:
         info = _create_pair(netns, target, inner_name, outer_name, mtu)
         try:
-            run_in(target, lambda: _configure_inner(netns, inner_name, address, info, routes))
-            _configure_outer(outer_name)
+            run_in(
+                target,
+                lambda: _configure_inner(netns, inner_name, (address, address6), info, routes),
+            )
+            _configure_outer(outer_name, ipv6=address6 is not None)
         except BaseException:
             delete_veth(outer_name)
             raise
@@ -187,41 +195,71 @@ def _create_pair(netns: str, target: int, inner: str, outer: str, mtu: int) -> V
 
 
 def _configure_inner(
-    netns: str, name: str, address: IPv4Address, info: VethInfo, routes: Sequence[str]
+    netns: str,
+    name: str,
+    addresses: tuple[IPv4Address, IPv6Address | None],
+    info: VethInfo,
+    routes: Sequence[str],
 ) -> None:
+    address, address6 = addresses
     with _netlink(f"cannot configure {name} in {netns}") as netlink:
         index = ifindex_of(name)
         netlink.link("set", index=ifindex_of("lo"), state="up")
         netlink.addr("add", index=index, address=str(address), prefixlen=32)
+        if address6 is not None:
+            _sysctl(f"ipv6/conf/{name}/disable_ipv6", "0")
+            # Nobody else can have the address: looking for one who has would only delay its use.
+            _sysctl(f"ipv6/conf/{name}/accept_dad", "0")
+            netlink.addr(
+                "add", index=index, address=str(address6), prefixlen=128, family=socket.AF_INET6
+            )
         netlink.link("set", index=index, state="up")
         _neighbour(netlink, index, GATEWAY, info.host_mac)
-        for route in routes:
-            _route(netlink, netns, index, route)
+        if address6 is not None:
+            _neighbour(netlink, index, GATEWAY6, info.host_mac)
+        every = (DEFAULT_ROUTE,) if address6 is None else (DEFAULT_ROUTE, DEFAULT_ROUTE6)
+        for route in routes or every:
+            if address6 is not None or ":" not in route:
+                _route(netlink, netns, index, route)
 
 
 def _route(netlink: Any, netns: str, index: int, dst: str) -> None:  # noqa: ANN401
+    six = ":" in dst
+    way: dict[str, Any] = {"gateway": str(GATEWAY6 if six else GATEWAY), "oif": index}
+    way["family"] = socket.AF_INET6 if six else socket.AF_INET
     try:
-        netlink.route("add", dst=dst, gateway=str(GATEWAY), oif=index, flags=["onlink"])
+        netlink.route("add", dst=dst, flags=["onlink"], **way)
     except NetlinkError as error:
         if error.code != errno.EEXIST:
             raise
-        which = "a default route" if dst == DEFAULT_ROUTE else f"a route to {dst}"
+        default = dst in (DEFAULT_ROUTE, DEFAULT_ROUTE6)
+        which = "a default route" if default else f"a route to {dst}"
         raise Conflict(
             f"namespace {netns} has {which} already: remove it (ip route del {dst}) and add the "
             f"endpoint again"
         ) from None
 
 
-def _neighbour(netlink: Any, index: int, address: IPv4Address, mac: bytes) -> None:  # noqa: ANN401  pyroute2 carries no types
+def _neighbour(
+    netlink: Any,  # noqa: ANN401  pyroute2 carries no types
+    index: int,
+    address: IPv4Address | IPv6Address,
+    mac: bytes,
+) -> None:
     netlink.neigh(
-        "replace", dst=str(address), lladdr=_spelled(mac), ifindex=index, state=_NUD_PERMANENT
+        "replace",
+        family=socket.AF_INET6 if address.version == 6 else socket.AF_INET,
+        dst=str(address),
+        lladdr=_spelled(mac),
+        ifindex=index,
+        state=_NUD_PERMANENT,
     )
 
 
-def _configure_outer(name: str) -> None:
-    # No IPv6: the programs would drop it. No reverse path filter: they judge the source.
+def _configure_outer(name: str, *, ipv6: bool) -> None:
+    # No reverse path filter: the programs judge the source.
     for path, value in (
-        (f"ipv6/conf/{name}/disable_ipv6", "1"),
+        (f"ipv6/conf/{name}/disable_ipv6", "0" if ipv6 else "1"),
         (f"ipv4/conf/{name}/rp_filter", "0"),
         (f"ipv4/conf/{name}/forwarding", "1"),
     ):
@@ -239,8 +277,10 @@ def _sysctl(path: str, value: str) -> None:
         raise Unusable(f"cannot set {key}={value}: {error.strerror}") from error
 
 
-def set_up(outer_name: str, address: IPv4Address, mac: bytes) -> None:
-    """Gives the pair its carrier and the host its way to `address` behind `mac`. Idempotent.
+def set_up(
+    outer_name: str, address: IPv4Address, mac: bytes, address6: IPv6Address | None = None
+) -> None:
+    """Gives the pair its carrier and the host its way to the addresses behind `mac`. Idempotent.
 
     The kernel takes no route through an interface that is down, hence here and not in create_veth.
     """
@@ -251,6 +291,9 @@ def set_up(outer_name: str, address: IPv4Address, mac: bytes) -> None:
         netlink.link("set", index=index, state="up")
         _neighbour(netlink, index, address, mac)
         netlink.route("replace", dst=f"{address}/32", oif=index, scope="link")
+        if address6 is not None:
+            _neighbour(netlink, index, address6, mac)
+            netlink.route("replace", dst=f"{address6}/128", oif=index, family=socket.AF_INET6)
 
 
 def delete_veth(outer_name: str) -> bool:
@@ -366,6 +409,17 @@ def list_outer(prefix: str) -> dict[str, int]:
     return {name: index for index, name in socket.if_nameindex() if name.startswith(prefix)}
 
 
+def node_addresses6() -> tuple[IPv6Address, ...]:
+    """The node's own IPv6 addresses without loopback, those of its links included."""
+    with _netlink("cannot read the node's addresses") as netlink:
+        rows = [
+            IPv6Address(row.get("address"))
+            for row in netlink.get_addr(family=socket.AF_INET6)
+            if row["scope"] != _SCOPE_HOST
+        ]
+    return tuple(dict.fromkeys(rows))
+
+
 def node_addresses() -> tuple[IPv4Address, ...]:
     """The node's own IPv4 addresses without loopback, the default route's device first."""
     with _netlink("cannot read the node's addresses") as netlink:
@@ -395,6 +449,9 @@ def node_networks() -> tuple[str, ...]:
 
 
 def ensure_forwarding() -> None:
-    """net.ipv4.ip_forward = 1, written only where it is not: the write resets other sysctls."""
+    """Of both families; written only where it is not: the write resets other sysctls."""
     if Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() != "1":
         _sysctl("ipv4/ip_forward", "1")
+    six = Path("/proc/sys/net/ipv6/conf/all/forwarding")
+    if six.exists() and six.read_text().strip() != "1":
+        _sysctl("ipv6/conf/all/forwarding", "1")

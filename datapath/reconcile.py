@@ -6,7 +6,7 @@ No order of writes below lets a packet meet half a policy:
     peer rows                              of slots nobody uses, or single rows in place
     slot revisions                         cached verdicts are judged again, by the rows above
     endpoint rows                          the flip to another slot
-    local4, ipcache, prefixes              a new address gets its identity once peers know it;
+    local4/6, ipcaches, prefixes           a new address gets its identity once peers know it;
                                            narrow prefixes before wide ones
     ---- removals, the other way round
     prefixes, ipcache, local4, endpoints   nobody arrives with the identity any more
@@ -38,6 +38,7 @@ from datapath.maps.layout import (
     PolicyRangeKey,
     PolicySlot,
     Prefix4,
+    Prefix6,
 )
 from datapath.maps.table import Table
 
@@ -60,6 +61,12 @@ class PolicyTables(Protocol):
     @property
     def ipcache4_prefix(self) -> Table[Prefix4, IpcacheEntry]: ...
     @property
+    def local6(self) -> Table[int, LocalEndpoint]: ...
+    @property
+    def ipcache6(self) -> Table[int, IpcacheEntry]: ...
+    @property
+    def ipcache6_prefix(self) -> Table[Prefix6, IpcacheEntry]: ...
+    @property
     def policy_slot(self) -> Table[int, PolicySlot]: ...
     @property
     def policy_peer(self) -> Table[PolicyPeerKey, PolicyPeer]: ...
@@ -77,6 +84,9 @@ class Contents:
     local4: Mapping[int, LocalEndpoint] = field(default_factory=dict)
     ipcache: Mapping[int, int] = field(default_factory=dict)
     prefixes: Mapping[Prefix4, int] = field(default_factory=dict)
+    local6: Mapping[int, LocalEndpoint] = field(default_factory=dict)
+    ipcache6: Mapping[int, int] = field(default_factory=dict)
+    prefixes6: Mapping[Prefix6, int] = field(default_factory=dict)
     peers: PeerRows = field(default_factory=dict)
     ports: Mapping[PolicyPortKey, PolicyAnswer] = field(default_factory=dict)
     ranges: Mapping[PolicyRangeKey, PolicyAnswer] = field(default_factory=dict)
@@ -101,6 +111,12 @@ class Ops:
     local4: dict[int, LocalEndpoint] = field(default_factory=dict)
     ipcache: dict[int, int] = field(default_factory=dict)
     prefixes: dict[Prefix4, int] = field(default_factory=dict)
+    local6: dict[int, LocalEndpoint] = field(default_factory=dict)
+    ipcache6: dict[int, int] = field(default_factory=dict)
+    prefixes6: dict[Prefix6, int] = field(default_factory=dict)
+    prefixes6_removed: list[Prefix6] = field(default_factory=list)
+    ipcache6_removed: list[int] = field(default_factory=list)
+    local6_removed: list[int] = field(default_factory=list)
     prefixes_removed: list[Prefix4] = field(default_factory=list)
     ipcache_removed: list[int] = field(default_factory=list)
     local4_removed: list[int] = field(default_factory=list)
@@ -119,6 +135,12 @@ class Ops:
             self.local4,
             self.ipcache,
             self.prefixes,
+            self.local6,
+            self.ipcache6,
+            self.prefixes6,
+            self.prefixes6_removed,
+            self.ipcache6_removed,
+            self.local6_removed,
             self.prefixes_removed,
             self.ipcache_removed,
             self.local4_removed,
@@ -141,6 +163,9 @@ def read(tables: PolicyTables) -> Contents:
         local4=dict(tables.local4.items()),
         ipcache=read_ipcache(tables),
         prefixes={prefix: entry.identity for prefix, entry in tables.ipcache4_prefix.items()},
+        local6=dict(tables.local6.items()),
+        ipcache6={address: entry.identity for address, entry in tables.ipcache6.items()},
+        prefixes6={prefix: entry.identity for prefix, entry in tables.ipcache6_prefix.items()},
         peers=read_peers(tables),
         ports=dict(tables.policy_port.items()),
         ranges=dict(tables.policy_range.items()),
@@ -186,6 +211,9 @@ def plan(desired: Contents, actual: Contents, revisions: Mapping[int, int]) -> O
     ops.local4, ops.local4_removed = _difference(desired.local4, actual.local4)
     ops.ipcache, ops.ipcache_removed = _difference(desired.ipcache, actual.ipcache)
     ops.prefixes, ops.prefixes_removed = _difference(desired.prefixes, actual.prefixes)
+    ops.local6, ops.local6_removed = _difference(desired.local6, actual.local6)
+    ops.ipcache6, ops.ipcache6_removed = _difference(desired.ipcache6, actual.ipcache6)
+    ops.prefixes6, ops.prefixes6_removed = _difference(desired.prefixes6, actual.prefixes6)
     reworked = {key.class_id for key in (*ops.ports, *ops.ports_removed)}
     reworked |= {key.class_id for key in (*ops.ranges, *ops.ranges_removed)}
     for slot, rows in desired.peers.items():
@@ -249,9 +277,18 @@ def apply_additions(ops: Ops, tables: PolicyTables) -> None:
         tables.ipcache4_prefix,
         {prefix: IpcacheEntry(ops.prefixes[prefix]) for prefix in sorted(ops.prefixes)[::-1]},
     )
+    _put(tables.local6, ops.local6)
+    _put(tables.ipcache6, {key: IpcacheEntry(value) for key, value in ops.ipcache6.items()})
+    _put(
+        tables.ipcache6_prefix,
+        {prefix: IpcacheEntry(ops.prefixes6[prefix]) for prefix in sorted(ops.prefixes6)[::-1]},
+    )
 
 
 def apply_removals(ops: Ops, tables: PolicyTables) -> None:
+    _delete(tables.ipcache6_prefix, sorted(ops.prefixes6_removed))
+    _delete(tables.ipcache6, ops.ipcache6_removed)
+    _delete(tables.local6, ops.local6_removed)
     _delete(tables.ipcache4_prefix, sorted(ops.prefixes_removed))
     delete_ipcache(tables, ops.ipcache_removed)
     _delete(tables.local4, ops.local4_removed)

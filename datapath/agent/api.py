@@ -61,14 +61,15 @@ _STATUS: dict[type[TesseraError], HTTPStatus] = {
 
 
 class EndpointView(msgspec.Struct, frozen=True):
-    """`interface`: the host side. `container`, `network`: a runtime's names, when it came by
-    CNI."""
+    """`ip6` empty: it has none. `interface`: the host side. `container`, `network`: a runtime's
+    names, when it came by CNI."""
 
     id: int
     namespace: str
     name: str
     labels: tuple[str, ...]
     ip: str
+    ip6: str
     identity: int
     interface: str
     netns: str
@@ -84,6 +85,7 @@ def endpoint_view(record: EndpointRecord) -> EndpointView:
         name=record.name,
         labels=record.labels,
         ip=record.ip if record.address else "",
+        ip6=record.ip6,
         identity=record.identity,
         interface=record.outer,
         netns=record.netns,

@@ -114,10 +114,10 @@ class Machine(Protocol):
     def create_veth(self, record: EndpointRecord, address: IPv4Address) -> Veth: ...
     def find_veth(self, record: EndpointRecord) -> Existing: ...
     def attach(self, ifindex: int, outer: str) -> None: ...
-    def set_up(self, outer: str, address: IPv4Address, mac: bytes) -> None: ...
+    def set_up(self, record: EndpointRecord) -> None: ...
     def delete_veth(self, outer: str) -> bool: ...
     def detach(self, outer: str) -> None: ...
-    def forget_flows(self, address: int) -> int: ...
+    def forget_flows(self, record: EndpointRecord) -> int: ...
 
 
 class Endpoints:
@@ -333,7 +333,7 @@ class Endpoints:
         """Before the carrier: peers know who it is when its first packet arrives."""
         given = await address
         known = replace(record, identity=await identity, address=given.ipv4, address6=given.ipv6)
-        await self._identities.announce([announced(known)])
+        await self._identities.announce(announced(known))
 
     async def _open(self, made: EndpointRecord) -> EndpointRecord:
         await self._write_rows(made)
@@ -341,8 +341,7 @@ class Endpoints:
         if made.adopted:
             await asyncio.to_thread(self._machine.attach, made.ifindex, made.outer)
         else:
-            ip = IPv4Address(made.address)
-            await asyncio.to_thread(self._machine.set_up, made.outer, ip, made.mac)
+            await asyncio.to_thread(self._machine.set_up, made)
         await self._save()
         return made
 
@@ -408,12 +407,12 @@ class Endpoints:
             self._machine.detach(record.outer)
             self._machine.delete_veth(record.outer)
         if record.address:
-            self._machine.forget_flows(record.address)
+            self._machine.forget_flows(record)
 
     async def _finish(self, leaving: EndpointRecord) -> None:
         """Tells the control plane; raises what it raises, and the record stays."""
         if leaving.address:
-            await self._identities.withdraw([leaving.ip])
+            await self._identities.withdraw(list(leaving.ips))
         await self._addresses.release(leaving)
         if leaving.identity:
             await self._let_go(leaving)
@@ -498,7 +497,7 @@ class Endpoints:
             elif answer is not None and answer.number != record.identity:
                 self._on_renumbered()
                 continue
-            now.append(announced(self._records.get(record.key, record)))
+            now += announced(self._records.get(record.key, record))
         if now:
             await self._identities.announce(now)
 
@@ -532,8 +531,9 @@ class Endpoints:
             self._policies.unwant(identity)
 
 
-def announced(record: EndpointRecord) -> Announced:
-    return Announced(record.ip, record.identity, record.namespace, record.name)
+def announced(record: EndpointRecord) -> list[Announced]:
+    """One of each family it has."""
+    return [Announced(ip, record.identity, record.namespace, record.name) for ip in record.ips]
 
 
 async def _feed(into: asyncio.Future[T], work: Awaitable[T]) -> None:

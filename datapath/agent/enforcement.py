@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from pyroaring import BitMap
 
-from datapath.agent.addresses import HOST_IDENTITY, AddressRows
+from datapath.agent.addresses import HOST_IDENTITY, AddressRows, Key, keys_of, note, place
 from datapath.agent.classes import Classes
 from datapath.agent.slots import (
     EVERYONE,
@@ -33,7 +33,7 @@ from datapath.agent.slots import (
     peer_rows,
 )
 from datapath.agent.view import Update, View, ViewChange
-from datapath.maps.layout import SLOT_OPEN, Endpoint, LocalEndpoint
+from datapath.maps.layout import SLOT_OPEN, Endpoint
 from datapath.reconcile import (
     Contents,
     Ops,
@@ -92,7 +92,7 @@ class Enforcement:
         self.view = view
         self._tables = tables
         self._addresses = AddressRows(
-            view, own_nodes, lambda: (row.ipv4 for row in self._endpoints.values())
+            view, own_nodes, lambda: (k for row in self._endpoints.values() for k in keys_of(row))
         )
         self._allow_localhost = allow_localhost
         self._classes = Classes()
@@ -277,8 +277,7 @@ class Enforcement:
         self._settle(settled)
         rest.endpoints = self._endpoint_rows(settled)
         for ifindex, row in rest.endpoints.items():
-            rest.local4[row.ipv4] = LocalEndpoint(ifindex)
-            rest.ipcache[row.ipv4] = row.identity
+            place(rest, ifindex, row)
         try:
             apply_additions(rest, self._tables)
         except Exhausted as error:
@@ -286,10 +285,13 @@ class Enforcement:
             self._addresses.problem = str(error)
         removals.ipcache_removed = rest.ipcache_removed
         removals.prefixes_removed = rest.prefixes_removed
+        removals.ipcache6_removed = rest.ipcache6_removed
+        removals.prefixes6_removed = rest.prefixes6_removed
         self._sweep_classes(removals)
         apply_removals(removals, self._tables)
         written = sum(len(put.identities) for step in done for put in step.puts)
-        addresses = len(rest.ipcache) + len(rest.prefixes)
+        addresses = len(rest.ipcache) + len(rest.prefixes) + len(rest.ipcache6)
+        addresses += len(rest.prefixes6)
         return written + len(rest.endpoints) + addresses + in_place.rows() + removals.rows()
 
     def _sweep_classes(self, removals: Ops) -> None:
@@ -401,15 +403,12 @@ class Enforcement:
         problem = self.problem_of(NumericIdentity(row.identity))
         if problem is not None:
             raise Retry(f"identity {row.identity}: {problem}")
-        ops = Ops(
-            endpoints={ifindex: self._with_slots(row)},
-            local4={row.ipv4: LocalEndpoint(ifindex)},
-            ipcache={row.ipv4: row.identity},
-        )
+        ops = Ops(endpoints={ifindex: self._with_slots(row)})
+        place(ops, ifindex, row)
         try:
             apply_additions(ops, self._tables)
         except Exhausted:
-            apply(self._endpoint_removal(ifindex, row.ipv4), self._tables)
+            apply(self._endpoint_removal(ifindex, row), self._tables)
             raise
         before = self._hold(ifindex, row)
         if before is not None:
@@ -422,7 +421,7 @@ class Enforcement:
             return
         identity = NumericIdentity(row.identity)
         self._users[identity] -= 1
-        apply(self._endpoint_removal(ifindex, row.ipv4), self._tables)
+        apply(self._endpoint_removal(ifindex, row), self._tables)
         self._let_go(identity)
 
     def _let_go(self, identity: NumericIdentity) -> None:
@@ -432,13 +431,14 @@ class Enforcement:
             self._carry_out(self._steps(ViewChange(locals=gone)), gone)
             self._known.discard(identity)
 
-    def own_addresses(self, addresses: Iterable[int]) -> None:
+    def own_addresses(self, addresses: Iterable[Key]) -> None:
         """The node's own addresses; packets from them are the host's."""
         apply(self._addresses.owning(addresses), self._tables)
 
-    def _endpoint_removal(self, ifindex: int, address: int) -> Ops:
-        ops = self._addresses.given_back([address])
-        ops.local4_removed, ops.endpoints_removed = [address], [ifindex]
+    def _endpoint_removal(self, ifindex: int, row: Endpoint) -> Ops:
+        ops = self._addresses.given_back(keys_of(row))
+        ops.local4_removed, ops.endpoints_removed = [row.ipv4], [ifindex]
+        ops.local6_removed = [row.ipv6] if row.ipv6 else []
         return ops
 
     def _hold(self, ifindex: int, row: Endpoint) -> Endpoint | None:
@@ -463,7 +463,7 @@ class Enforcement:
 
     # -------------------------------------------------------------- from scratch
 
-    def recover(self, endpoints: Mapping[int, Endpoint], own: Iterable[int] = ()) -> Ops:
+    def recover(self, endpoints: Mapping[int, Endpoint], own: Iterable[Key] = ()) -> Ops:
         """Start-up: take over what the tables hold and mend what does not fit together. `endpoints`
         by ifindex; rows of others are removed. Normally nothing is written but new revisions: who
         wrote last may have died between a row and its revision.
@@ -547,19 +547,30 @@ class Enforcement:
         numbers = {n for slot in self._slots.values() for n in slot.classes if n}
         classes = [self._classes.rows(number) for number in sorted(numbers)]
         if self._addresses.doubted:
-            addresses = Ops(ipcache=dict(actual.ipcache), prefixes=dict(actual.prefixes))
+            addresses = Ops(
+                ipcache=dict(actual.ipcache),
+                prefixes=dict(actual.prefixes),
+                ipcache6=dict(actual.ipcache6),
+                prefixes6=dict(actual.prefixes6),
+            )
             for row in actual.endpoints.values():
                 addresses.ipcache.pop(row.ipv4, None)
+                addresses.ipcache6.pop(row.ipv6, None)
         else:
             addresses = self._addresses.all()
         ready = self._endpoint_rows(set(self._known))
-        addresses.ipcache.update(dict.fromkeys(self._addresses.own, int(HOST_IDENTITY)))
-        addresses.ipcache.update({row.ipv4: row.identity for row in ready.values()})
+        for key in self._addresses.own:
+            note(addresses, key, HOST_IDENTITY)
+        for ifindex, row in ready.items():
+            place(addresses, ifindex, row)
         return Contents(
             endpoints=ready,
-            local4={row.ipv4: LocalEndpoint(ifindex) for ifindex, row in ready.items()},
+            local4=addresses.local4,
             ipcache=addresses.ipcache,
             prefixes=addresses.prefixes,
+            local6=addresses.local6,
+            ipcache6=addresses.ipcache6,
+            prefixes6=addresses.prefixes6,
             peers=peers,
             ports={key: row for each in classes for key, row in each.ports.items()},
             ranges={key: row for each in classes for key, row in each.ranges.items()},

@@ -124,7 +124,7 @@ class Names:
         self._generation = view.generation
         self._records = records
         self._by_id = {record.id: record for record in records}
-        self._by_address = {r.address: r for r in records if r.address}
+        self._by_address = {ip: record for record in records for ip in record.ips}
         self._parties: dict[bytes, Name] = {}
         self._rules: dict[tuple[int, int, int, bool], tuple[str, Name]] = {}
 
@@ -147,9 +147,8 @@ class Names:
         return found
 
     def _party(self, packed: bytes) -> Name:
-        address = plain(int.from_bytes(packed, "big"))
-        own = self._by_address.get(int(address)) if address.version == 4 else None
-        who = own or self._view.addresses.get(str(address))
+        address = str(plain(int.from_bytes(packed, "big")))
+        who = self._by_address.get(address) or self._view.addresses.get(address)
         found = self._parties[packed] = Name(who.namespace, who.name) if who else NOBODY
         return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from datapath import links
 from datapath.agent.record import EndpointRecord
@@ -27,8 +27,9 @@ class NodeMachine:
             record.interface,
             record.outer,
             address,
+            address6=_six(record),
             mtu=record.mtu or links.MTU,
-            routes=record.routes or (links.DEFAULT_ROUTE,),
+            routes=record.routes,
         )
 
     def find_veth(self, record: EndpointRecord) -> links.Existing:
@@ -37,8 +38,8 @@ class NodeMachine:
     def attach(self, ifindex: int, outer: str) -> None:
         self.datapath.attach(ifindex, outer)
 
-    def set_up(self, outer: str, address: IPv4Address, mac: bytes) -> None:
-        links.set_up(outer, address, mac)
+    def set_up(self, record: EndpointRecord) -> None:
+        links.set_up(record.outer, IPv4Address(record.address), record.mac, _six(record))
 
     def delete_veth(self, outer: str) -> bool:
         return links.delete_veth(outer)
@@ -59,5 +60,11 @@ class NodeMachine:
             delivered=local is not None and local.ifindex == record.ifindex,
         )
 
-    def forget_flows(self, address: int) -> int:
-        return forget_address(self.datapath.tables.ct, mapped(IPv4Address(address)))
+    def forget_flows(self, record: EndpointRecord) -> int:
+        found = [IPv4Address(record.address), _six(record)]
+        flows = self.datapath.tables.ct
+        return sum(forget_address(flows, mapped(address)) for address in found if address)
+
+
+def _six(record: EndpointRecord) -> IPv6Address | None:
+    return IPv6Address(record.address6) if record.address6 else None

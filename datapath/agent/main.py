@@ -21,7 +21,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, fields
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final
 
@@ -54,7 +54,7 @@ from datapath.agent.verify import Verifier
 from datapath.agent.view import View
 from datapath.cni.service import Cni
 from datapath.loader import AttachMode, Datapath
-from datapath.maps.layout import ConfigFlags, NodeConfig
+from datapath.maps.layout import ConfigFlags, NodeConfig, mapped
 from datapath.maps.tables import Sizes
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.config import AgentConfig, targets
@@ -79,7 +79,7 @@ class Restored:
     journal: Journal
     view: View
     datapath: Datapath
-    own: tuple[IPv4Address, ...]
+    own: tuple[IPv4Address | IPv6Address, ...]
     addresses: AddressLog
 
 
@@ -124,7 +124,7 @@ def restore(config: AgentConfig) -> Restored:
     if journal is None:
         rows = dict(loaded.tables.endpoints.items())
         journal = recovery.adopt(rows, view, recovery.interfaces())
-    return Restored(journal, view, loaded, links.node_addresses(), AddressLog(state_dir))
+    return Restored(journal, view, loaded, own_addresses(), AddressLog(state_dir))
 
 
 async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
@@ -161,6 +161,7 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             IdentityServiceStub(to_identityd),
             node=node,
             node_ip=node_ip,
+            node_ip6=_first6(restored.own),
             previous_lease=journal.lease,
             republish=lambda: endpoints.republish(),
             on_lease=lambda: keeper.save(),
@@ -279,14 +280,14 @@ def take_over(
     enforcement: Enforcement,
     loaded: Datapath,
     journal: Journal,
-    own: Sequence[IPv4Address],
+    own: Sequence[IPv4Address | IPv6Address],
     node_ip: str,
 ) -> None:
     """The endpoints that are still there go on being judged; the programs are exchanged after the
     tables are in order, so that a new program never meets an old table."""
     there = recovery.interfaces()
     here = [r for r in journal.endpoints if r.state is State.READY and recovery.present(r, there)]
-    ops = enforcement.recover({r.ifindex: r.row() for r in here}, map(int, own))
+    ops = enforcement.recover({r.ifindex: r.row() for r in here}, map(mapped, own))
     loaded.tables.config.put_many({0: NodeConfig(ConfigFlags(0), int(IPv4Address(node_ip)))})
     replaced = loaded.replace_programs()
     attached = loaded.attached()
@@ -302,17 +303,28 @@ def vanished(records: Sequence[EndpointRecord]) -> list[EndpointRecord]:
     return [record for record in records if not recovery.present(record, there)]
 
 
+def own_addresses() -> tuple[IPv4Address | IPv6Address, ...]:
+    return (*links.node_addresses(), *links.node_addresses6())
+
+
 async def follow_own_addresses(enforcement: Enforcement, clock: Clock) -> None:
     """Until cancelled: the node's addresses come and go (DHCP, new links)."""
     while True:
         await clock.sleep(OWN_ADDRESSES_PAUSE_S)
-        enforcement.own_addresses(map(int, await asyncio.to_thread(links.node_addresses)))
+        enforcement.own_addresses(map(mapped, await asyncio.to_thread(own_addresses)))
 
 
-def _first(addresses: Sequence[IPv4Address]) -> str:
-    if not addresses:
-        raise Unusable("this node has no IPv4 address but loopback: set [agent] node_ip")
-    return str(addresses[0])
+def _first6(addresses: Sequence[IPv4Address | IPv6Address]) -> str:
+    """Empty: none that other nodes could reach."""
+    found = (a for a in addresses if a.version == 6 and not a.is_link_local)
+    return str(next(found, ""))
+
+
+def _first(addresses: Sequence[IPv4Address | IPv6Address]) -> str:
+    for address in addresses:
+        if address.version == 4:
+            return str(address)
+    raise Unusable("this node has no IPv4 address but loopback: set [agent] node_ip")
 
 
 if __name__ == "__main__":

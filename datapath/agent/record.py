@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from hashlib import blake2b
+from ipaddress import IPv6Address
 
 from datapath.agent.addresses import dotted
 from datapath.maps.layout import Endpoint, EndpointFlags
@@ -68,6 +69,16 @@ class EndpointRecord:
     def ip(self) -> str:
         return dotted(self.address)
 
+    @property
+    def ip6(self) -> str:
+        """Empty: it has none."""
+        return str(IPv6Address(self.address6)) if self.address6 else ""
+
+    @property
+    def ips(self) -> tuple[str, ...]:
+        """Its addresses, IPv4 first."""
+        return (self.ip, self.ip6) if self.address6 else (self.ip,)
+
     def row(self) -> Endpoint:
         """Slots are the enforcement's to fill in."""
         return Endpoint(
@@ -79,6 +90,7 @@ class EndpointRecord:
             self.address,
             self.mac,
             self.host_mac,
+            self.address6,
         )
 
 

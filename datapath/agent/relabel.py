@@ -137,7 +137,7 @@ class Relabel:
             for m in moves
             if m.record.key in now and now[m.record.key].identity == m.to.number
         ]
-        await self._identities.announce([announced(record) for record in moved])
+        await self._identities.announce([one for record in moved for one in announced(record)])
         arrived = {record.identity for record in moved}
         unused = {move.to.number for move in moves} - arrived  # of endpoints that went away
         for number in sorted({move.record.identity for move in moves} | unused):

@@ -80,6 +80,7 @@ class Session:
         *,
         node: str,
         node_ip: str,
+        node_ip6: str = "",
         previous_lease: int,
         republish: Callable[[], Awaitable[None]],
         on_lease: Callable[[], Awaitable[None]],
@@ -90,6 +91,7 @@ class Session:
         self._stub = stub
         self._node = node
         self._node_ip = node_ip
+        self._node_ip6 = node_ip6
         self._republish = republish
         self._on_lease = on_lease
         self._held = held
@@ -120,7 +122,10 @@ class Session:
 
     async def _open(self) -> int:
         request = pb.OpenSessionRequest(
-            node=self._node, previous_lease=self.lease, internal_ip=self._node_ip
+            node=self._node,
+            previous_lease=self.lease,
+            internal_ip=self._node_ip,
+            internal_ip6=self._node_ip6,
         )
         session = await call(self._stub.OpenSession, request, deadline_s=RPC_DEADLINE_S)
         self.lease = session.lease

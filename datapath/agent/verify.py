@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from itertools import islice
 from typing import Protocol, TypeVar
 
@@ -27,6 +28,7 @@ from datapath.maps.layout import (
     PolicyPortKey,
     PolicyRangeKey,
     Prefix4,
+    Prefix6,
 )
 from datapath.reconcile import Contents, PeerRows, PolicyTables, apply, plan, read
 from services.flows.flow import protocol_name
@@ -117,6 +119,9 @@ def _counts(contents: Contents) -> dict[str, int]:
         "local4": contents.local4,
         "ipcache4": contents.ipcache,
         "ipcache4_prefix": contents.prefixes,
+        "local6": contents.local6,
+        "ipcache6": contents.ipcache6,
+        "ipcache6_prefix": contents.prefixes6,
         "policy_port": contents.ports,
         "policy_range": contents.ranges,
     }
@@ -128,6 +133,9 @@ def differences(desired: Contents, actual: Contents) -> Iterator[Difference]:
     yield from _between("local4", desired.local4, actual.local4, dotted, _local)
     yield from _between("ipcache4", desired.ipcache, actual.ipcache, dotted, _identity)
     yield from _between("ipcache4_prefix", desired.prefixes, actual.prefixes, _prefix, _identity)
+    yield from _between("local6", desired.local6, actual.local6, _six, _local)
+    yield from _between("ipcache6", desired.ipcache6, actual.ipcache6, _six, _identity)
+    yield from _between("ipcache6_prefix", desired.prefixes6, actual.prefixes6, _prefix6, _identity)
     yield from _peers(desired.peers, actual.peers)
     yield from _between("policy_port", desired.ports, actual.ports, _port, _answer)
     yield from _between("policy_range", desired.ranges, actual.ranges, _range, _answer)
@@ -189,9 +197,18 @@ def _prefix(prefix: Prefix4) -> str:
     return f"{dotted(prefix.addr)}/{prefix.prefixlen}"
 
 
+def _prefix6(prefix: Prefix6) -> str:
+    return f"{_six(prefix.addr)}/{prefix.prefixlen}"
+
+
+def _six(address: int) -> str:
+    return str(IPv6Address(address))
+
+
 def _endpoint(row: Endpoint) -> str:
     slots = f"slots {row.slot_in} in, {row.slot_out} out"
-    return f"endpoint {row.id}, identity {row.identity}, {dotted(row.ipv4)}, {slots}"
+    addresses = dotted(row.ipv4) + (f", {_six(row.ipv6)}" if row.ipv6 else "")
+    return f"endpoint {row.id}, identity {row.identity}, {addresses}, {slots}"
 
 
 def _peer(row: PolicyPeer) -> str:

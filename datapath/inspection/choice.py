@@ -44,7 +44,7 @@ class Choice(Struct, frozen=True, forbid_unknown_fields=True):
             (self.endpoint is None or row.id == self.endpoint)
             and (self.identity is None or row.identity == self.identity)
             and (self.slot is None or self.slot in (row.slot_in, row.slot_out))
-            and self._holds(row.address)
+            and (self._holds(row.address) or (row.address6 != "" and self._holds(row.address6)))
         )
 
     def takes_policy(self, row: PolicyRow) -> bool:

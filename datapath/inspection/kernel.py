@@ -9,7 +9,7 @@ import socket
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from pyroaring import BitMap
 
@@ -29,6 +29,7 @@ from datapath.maps.layout import (
     RANGE_FIXED_BITS,
     Endpoint,
     EndpointFlags,
+    IpcacheEntry,
     Metric,
     PolicyAnswer,
     PolicyPeer,
@@ -38,7 +39,7 @@ from datapath.maps.layout import (
 )
 from datapath.maps.table import Table
 from datapath.maps.tables import Tables
-from datapath.reconcile import read_ipcache, read_peers
+from datapath.reconcile import read_peers
 from services.flows.flow import drop_reason_text, protocol_name
 
 _EVERYONE = 0
@@ -61,6 +62,7 @@ def _endpoint(index: int, row: Endpoint, names: dict[int, str]) -> EndpointRow:
         interface=names.get(index, ""),
         ifindex=index,
         address=str(IPv4Address(row.ipv4)),
+        address6=str(IPv6Address(row.ipv6)) if row.ipv6 else "",
         identity=row.identity,
         slot_in=row.slot_in,
         slot_out=row.slot_out,
@@ -71,23 +73,39 @@ def _endpoint(index: int, row: Endpoint, names: dict[int, str]) -> EndpointRow:
 
 
 def addresses(tables: Tables, choice: Choice) -> Iterator[IpcacheRow]:
-    """Exact addresses, then prefixes, the narrow ones first."""
+    """Of each family exact addresses, then prefixes, the narrow ones first."""
     exact = (
-        IpcacheRow(str(IPv4Address(address)), identity, "")
-        for address, identity in sorted(read_ipcache(tables).items())
+        IpcacheRow(str(IPv4Address(address)), entry.identity, _tunnel(entry))
+        for address, entry in sorted(tables.ipcache4.items(), key=lambda item: item[0])
     )
     yield from filter(choice.takes_address, exact)
     prefixes = (
         IpcacheRow(
             f"{IPv4Address(prefix.addr)}/{prefix.prefixlen}",
             entry.identity,
-            str(IPv4Address(entry.tunnel)) if entry.tunnel else "",
+            _tunnel(entry),
         )
         for prefix, entry in sorted(
             tables.ipcache4_prefix.items(), key=lambda item: (-item[0].prefixlen, item[0].addr)
         )
     )
     yield from filter(choice.takes_address, prefixes)
+    exact6 = (
+        IpcacheRow(str(IPv6Address(address)), entry.identity, _tunnel(entry))
+        for address, entry in sorted(tables.ipcache6.items(), key=lambda item: item[0])
+    )
+    yield from filter(choice.takes_address, exact6)
+    prefixes6 = (
+        IpcacheRow(f"{IPv6Address(prefix.addr)}/{prefix.prefixlen}", entry.identity, _tunnel(entry))
+        for prefix, entry in sorted(
+            tables.ipcache6_prefix.items(), key=lambda item: (-item[0].prefixlen, item[0].addr)
+        )
+    )
+    yield from filter(choice.takes_address, prefixes6)
+
+
+def _tunnel(entry: IpcacheEntry) -> str:
+    return str(IPv4Address(entry.tunnel)) if entry.tunnel else ""
 
 
 # ------------------------------------------------------------------ policy

@@ -9,12 +9,14 @@ from msgspec import Struct
 
 
 class EndpointRow(Struct, frozen=True):
-    """`interface` empty: the kernel has none with that index any more. `slot_...` 0: open."""
+    """`interface` empty: the kernel has none with that index any more. `address6` empty: it has
+    none. `slot_...` 0: open."""
 
     id: int
     interface: str
     ifindex: int
     address: str
+    address6: str
     identity: int
     slot_in: int
     slot_out: int

@@ -21,6 +21,7 @@ class Endpoint(Struct, frozen=True):
     slot_out: int
     flags: tuple[str, ...]
     ifindex: int
+    address6: str = ""
 
 
 ENDPOINT_HEAD = ("ENDPOINT", "INTERFACE", "ADDRESS", "IDENTITY", "INGRESS", "EGRESS", "FLAGS")
@@ -30,7 +31,7 @@ def endpoint(row: Endpoint, names: Names) -> Sequence[str]:
     return (
         names.endpoint(row.id),
         row.interface or f"gone ({row.ifindex})",
-        row.address,
+        ",".join(filter(None, (row.address, row.address6))),
         identity_text(row.identity),
         _slot(row.slot_in),
         _slot(row.slot_out),

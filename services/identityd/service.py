@@ -62,7 +62,11 @@ class IdentityServicer(IdentityServiceServicer):
 
     async def OpenSession(self, request: pb.OpenSessionRequest, context: _Context) -> pb.Session:
         session = await self._sessions.open(
-            request.node, LeaseId(request.previous_lease), request.ttl_s, request.internal_ip
+            request.node,
+            LeaseId(request.previous_lease),
+            request.ttl_s,
+            request.internal_ip,
+            request.internal_ip6,
         )
         return pb.Session(
             lease=session.lease,

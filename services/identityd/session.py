@@ -47,10 +47,10 @@ class Sessions:
         self._cluster_id = cluster_id
         self._ttl_s = ttl_s
 
-    async def open(self, node: str, previous: LeaseId, ttl_s: int, internal_ip: str) -> Session:
+    async def open(self, node: str, previous: LeaseId, ttl_s: int, *internal_ips: str) -> Session:
         """`previous`, if alive and this node's, is kept: references and announcements stay."""
         check_node(node)
-        value = self._node_value(node, internal_ip)
+        value = self._node_value(node, internal_ips)
         ttl_s = self._checked(ttl_s)
         registered = await self._store.get(keys.node_key(self._cluster, node))
         session = await self._resume(registered, previous)
@@ -99,10 +99,10 @@ class Sessions:
             return
         log.info("session.closed", node=node, lease=lease)
 
-    def _node_value(self, node: str, internal_ip: str) -> bytes:
-        addresses: tuple[NodeAddress, ...] = ()
-        if internal_ip:
-            addresses = (NodeAddress("InternalIP", canonical(internal_ip, "internal_ip")),)
+    def _node_value(self, node: str, internal_ips: Iterable[str]) -> bytes:
+        addresses = tuple(
+            NodeAddress("InternalIP", canonical(ip, "internal_ip")) for ip in internal_ips if ip
+        )
         value = NodeValue(node, self._cluster, addresses, cluster_id=self._cluster_id)
         return msgspec.json.encode(value)
 

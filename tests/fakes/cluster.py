@@ -22,9 +22,11 @@ from typing import Any, Self
 from services.cli import client, layout
 from services.runtime.errors import TesseraError
 from tests.fakes.netns import Namespace
-from tests.fakes.stack import ControlPlane, Stack, eventually
+from tests.fakes.stack import POOL, ControlPlane, Stack, eventually
 
 FABRIC = "10.88.0"
+FABRIC6 = "fd88::"
+POOL6 = "fd41::/48"
 WORLD_HOST = 200
 BITS = 24
 
@@ -37,6 +39,7 @@ class Pod:
         self.node = node
         self.name = name
         self.ip = str(made["ip"])
+        self.ip6 = str(made["ip6"])
         self.identity = int(made["identity"])
         self.id = int(made["id"])
         self.outer = str(made["interface"])
@@ -48,6 +51,7 @@ class ClusterNode:
     def __init__(self, plane: Stack, fabric: Namespace, number: int, config: Mapping[str, Any]):
         self.name = f"{plane.name}-n{number}"
         self.ip = f"{FABRIC}.{number}"
+        self.ip6 = f"{FABRIC6}{number}"
         self.ns = Namespace.create("tsr-node")
         self.dir = plane.dir / f"n{number}"
         self.bpf_dir = plane.bpf_dir.with_name(f"{plane.bpf_dir.name}-n{number}")
@@ -149,6 +153,7 @@ def plug(fabric: Namespace, ns: Namespace, number: int, address: str) -> None:
     )
     fabric.ip(f"link set {port} master br0 up")
     ns.ip(f"addr add {address}/{BITS} dev eth0")
+    ns.ip(f"-6 addr add {FABRIC6}{number}/64 dev eth0 nodad")
     ns.ip("link set eth0 up")
 
 
@@ -167,6 +172,7 @@ class Cluster:
         self.world = Namespace.create("tsr-world")
         self._cleanup.callback(self.world.delete)
         self.world_ip = f"{FABRIC}.{WORLD_HOST}"
+        self.world_ip6 = f"{FABRIC6}{WORLD_HOST}"
         plug(self.fabric, self.world, WORLD_HOST, self.world_ip)
         self.nodes: list[ClusterNode] = []
         self.pods: list[Pod] = []
@@ -181,7 +187,8 @@ class Cluster:
         overrides: Mapping[str, Any] | None = None,
     ) -> Self:
         """`config`: of every agent."""
-        made = cls(tag, config or {}, overrides or {})
+        pools = {"ipamd": {"pools": {"default": {"cidrs": [POOL, POOL6]}}}}
+        made = cls(tag, config or {}, pools | dict(overrides or {}))
         try:
             for _ in range(nodes):
                 made.add_node()
@@ -227,8 +234,8 @@ class Cluster:
 
         def reached() -> bool:
             for node in self.nodes:
-                remote = sum(pod.node is not node for pod in self.pods)
-                known = {other.ip for other in self.nodes if other is not node}
+                remote = 2 * sum(pod.node is not node for pod in self.pods)
+                known = {ip for o in self.nodes if o is not node for ip in (o.ip, o.ip6)}
                 if node.status()["routes"]["held"] != remote or not known <= self._known(node):
                     return False
             return True

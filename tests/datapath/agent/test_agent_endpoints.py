@@ -139,10 +139,10 @@ class FakeMachine:
         self._check("attach")
         self.attached.add(outer)
 
-    def set_up(self, outer: str, address: IPv4Address, mac: bytes) -> None:
+    def set_up(self, record: EndpointRecord) -> None:
         self._check("set_up")
-        assert outer in self.attached
-        self.up.add(outer)
+        assert record.outer in self.attached
+        self.up.add(record.outer)
 
     def delete_veth(self, outer: str) -> bool:
         self.up.discard(outer)
@@ -151,8 +151,8 @@ class FakeMachine:
     def detach(self, outer: str) -> None:
         self.attached.discard(outer)
 
-    def forget_flows(self, address: int) -> int:
-        self.forgotten.append(address)
+    def forget_flows(self, record: EndpointRecord) -> int:
+        self.forgotten.append(record.address)
         return 0
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from ipaddress import IPv4Address, IPv6Address
+
 from pyroaring import BitMap
 
 from datapath.agent.addresses import address_ops, parse_cidr
 from datapath.agent.view import Address, GroupChange, GroupDelta, Update, View
-from datapath.maps.layout import Prefix4
+from datapath.maps.layout import Prefix4, Prefix6, mapped
 from services.policy.clauses import LocalPolicy, PolicyRef, RuleSource
 
 ONE = LocalPolicy(300, True, True, (), (), ())
@@ -59,15 +61,17 @@ def test_a_rule_taken_back_is_still_named() -> None:
     assert 16 not in view.rules
 
 
-def test_prefixes_lose_their_host_bits_and_ipv6_is_left_out() -> None:
+def test_prefixes_lose_their_host_bits_and_addresses_are_of_either_family() -> None:
     assert parse_cidr("10.1.2.3/8") == Prefix4(8, 0x0A000000)
     assert parse_cidr("0.0.0.0/0") == Prefix4(0, 0)
-    assert parse_cidr("10.0.0.1") == 0x0A000001
-    assert parse_cidr("fd00::1") is None
+    assert parse_cidr("10.0.0.1") == mapped(IPv4Address("10.0.0.1"))
+    assert parse_cidr("fd00::1") == int(IPv6Address("fd00::1"))
+    assert parse_cidr("fd00::1/8") == Prefix6(8, 0xFD << 120)
+    assert parse_cidr("localhost") is None
 
 
 def test_addresses_of_this_node_come_from_its_own_endpoints_alone() -> None:
     put = (Address("10.0.0.1", 7, "n1"), Address("10.0.0.2", 7, "n2"), Address("10.0.0.3", 7, "n2"))
-    ops = address_ops(put, ("10.0.0.3",), local={0x0A000003}, own_nodes={"n1"})
+    ops = address_ops(put, ("10.0.0.3",), local={mapped(IPv4Address("10.0.0.3"))}, own_nodes={"n1"})
     assert ops.ipcache == {0x0A000002: 7}
     assert ops.ipcache_removed == [0x0A000001]
