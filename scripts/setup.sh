@@ -66,3 +66,4 @@ datapath() {
 packages
 virtualenv
 datapath
+[ "${1:-}" != test ] || scripts/cnitool.sh || say "no cnitool; the tests that need it are skipped"

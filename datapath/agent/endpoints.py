@@ -1,9 +1,9 @@
 """The life of an endpoint, from a namespace without a network to a judged one and back.
 
     create                                                  delete
-    ┌ note the intent on disk                               ▲ forget it on disk
-    ├ identity ─┬► interest ──► policy in force             │ release identity, address; withdraw
-    │           ├► announce                                 │ veth, programs, conntrack
+    ┌ note the intent on disk ──┐                           ▲ forget it on disk
+    ├ identity ─┬► interest ──► │ policy in force           │ release identity, address; withdraw
+    │           ├► announce     ▼                           │ veth, programs, conntrack
     ├ address ──┴► veth (no carrier) ──► programs           │ rows
     │ rows ──► carrier                                      ┘
     ▼ note the result on disk
@@ -253,15 +253,16 @@ class Endpoints:
         loop = asyncio.get_running_loop()
         identity: asyncio.Future[NumericIdentity] = loop.create_future()
         address: asyncio.Future[Given] = loop.create_future()
+        noted: asyncio.Future[None] = loop.create_future()
         async with asyncio.TaskGroup() as group:
             branches = [
                 group.create_task(_outcome(branch))
                 for branch in (
-                    self._save(),
+                    _feed(noted, self._save()),
                     _feed(identity, self._identify(record)),
                     _feed(address, self._address(record)),
                     self._policy(record, identity),
-                    self._connect(record, address),
+                    self._connect(record, address, noted),
                     self._announce(record, identity, address),
                 )
             ]
@@ -314,7 +315,14 @@ class Endpoints:
             await self._addresses.allocate(known)
         return Given(int(found.address))
 
-    async def _connect(self, record: EndpointRecord, address: asyncio.Future[Given]) -> None:
+    async def _connect(
+        self,
+        record: EndpointRecord,
+        address: asyncio.Future[Given],
+        noted: asyncio.Future[None],
+    ) -> None:
+        """An interface that nobody has noted would be nobody's after a crash."""
+        await noted
         given = await address
         known = self._learnt(record, address=given.ipv4, address6=given.ipv6)
         if known.adopted:

@@ -38,7 +38,8 @@ class ValidAttachment(Struct, frozen=True):
 
 class NetConf(Struct, frozen=True, rename="camel"):
     """The network configuration as the runtime hands it to this plugin. `mtu` 0: the node's.
-    `namespace`: of containers that the runtime puts into none. `labels`: of every container."""
+    `namespace`: of containers that the runtime puts into none. `labels`: of every container.
+    `pool`: of addresses; empty: the one that serves the namespace."""
 
     cni_version: str = ""
     name: str = ""
@@ -51,6 +52,7 @@ class NetConf(Struct, frozen=True, rename="camel"):
     namespace: str = "default"
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     routes: tuple[Route, ...] = ()
+    pool: str = ""
     valid_attachments: tuple[ValidAttachment, ...] | None = msgspec.field(
         default=None, name="cni.dev/valid-attachments"
     )

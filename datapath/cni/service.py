@@ -21,7 +21,7 @@ from aiohttp import web
 
 from datapath.agent.endpoints import Endpoints, Wanted
 from datapath.agent.record import INIT_LABELS, EndpointRecord
-from datapath.agent.requests import check_labels, check_name
+from datapath.agent.requests import check_labels, check_name, check_static
 from datapath.cni import decide, workload
 from datapath.cni.request import Request, parse, split, version_of
 from datapath.cni.result import Seen, differences, expected_result, result
@@ -126,6 +126,8 @@ class Cni:
         text = await asyncio.to_thread(_text, file)
         labels = workload.labels_of(request, text)
         check_labels(namespace, labels)
+        static = workload.addresses_of(request)
+        check_static(static)
         return Wanted(
             namespace,
             name,
@@ -136,6 +138,8 @@ class Cni:
             network=request.config.name,
             mtu=request.config.mtu,
             routes=tuple(route.dst for route in request.config.routes),
+            pool=workload.pool_of(request),
+            static=static,
         )
 
     async def _del(self, request: Request) -> bytes:

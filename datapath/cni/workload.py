@@ -20,6 +20,8 @@ from datapath.cni.spec import CniError, Code
 
 ANNOTATIONS: Final = "io.kubernetes.cri.pod-annotations"
 ANNOTATION: Final = "tessera.io/labels"
+IPS_ANNOTATION: Final = "ipam.tessera.io/ips"
+POOL_ANNOTATION: Final = "ipam.cilium.io/ip-pool"
 FIRST_INTERFACE: Final = "eth0"
 # Container ids may be longer than a name of Kubernetes; runtimes show the first twelve digits.
 _ID_SHOWN: Final = 12
@@ -28,6 +30,35 @@ _SEPARATORS: Final = re.compile(r"[,\n]")
 
 def namespace_of(request: Request) -> str:
     return request.args.get("K8S_POD_NAMESPACE") or request.config.namespace
+
+
+def addresses_of(request: Request) -> tuple[str, ...]:
+    """Those it is to have, without prefix length; empty: any. The runtime's word before the
+    pod's: capability `ips`, args.cni.ips, CNI_ARGS IP, annotation."""
+    runtime = request.config.runtime_config
+    convention = request.config.args.get("cni", {})
+    sources: Iterable[tuple[str, object]] = (
+        ("runtimeConfig.ips", runtime.get("ips")),
+        ("args.cni.ips", convention.get("ips") if isinstance(convention, dict) else None),
+        ("CNI_ARGS IP", request.args.get("IP")),
+        (f"annotation {IPS_ANNOTATION}", annotations_of(request).get(IPS_ANNOTATION)),
+    )
+    for name, given in sources:
+        if given:
+            found = given.split(",") if isinstance(given, str) else given
+            if not isinstance(found, list):
+                raise CniError(Code.BAD_CONFIG, f"{name}: {given!r} is no list of addresses")
+            return tuple(_text(name, one).strip().partition("/")[0] for one in found)
+    return ()
+
+
+def pool_of(request: Request) -> str:
+    return str(annotations_of(request).get(POOL_ANNOTATION) or request.config.pool)
+
+
+def annotations_of(request: Request) -> Mapping[str, object]:
+    found = request.config.runtime_config.get(ANNOTATIONS)
+    return found if isinstance(found, dict) else {}
 
 
 def is_pod(request: Request) -> bool:
@@ -46,12 +77,11 @@ def labels_of(request: Request, file: str | None) -> tuple[str, ...]:
     there is one."""
     runtime = request.config.runtime_config
     convention = request.config.args.get("cni", {})
-    annotations = runtime.get(ANNOTATIONS) or {}
     sources: Iterable[tuple[str, object]] = (
         ("labels", request.config.labels),
         ("args.cni.labels", convention.get("labels") if isinstance(convention, dict) else None),
         ("runtimeConfig.labels", runtime.get("labels")),
-        (f"annotation {ANNOTATION}", annotations.get(ANNOTATION)),
+        (f"annotation {ANNOTATION}", annotations_of(request).get(ANNOTATION)),
         ("labels file", file),
     )
     found: dict[str, str] = {}

@@ -145,6 +145,19 @@ def test_a_container_lives_through_every_operation_of_its_version(
         runtime.delete("c1")
 
 
+def test_an_address_that_is_asked_for_is_given_to_one_container(
+    stack: Stack, runtime: Runtime
+) -> None:
+    wanted = named("a") + ";IP=10.241.9.9"
+    with namespace() as one, namespace() as two:
+        made = runtime.add("c1", one.path, args=wanted)
+        assert made["ips"][0]["address"] == "10.241.9.9/32"
+        with pytest.raises(PluginFailed, match=r"10\.241\.9\.9") as failed:
+            runtime.add("c2", two.path, args=wanted.replace("=a;", "=b;"))
+        assert failed.value.code in (7, 11)
+        assert len(stack.endpoints()) == 1
+
+
 def test_adding_again_answers_the_same(stack: Stack, runtime: Runtime) -> None:
     with namespace() as ns:
         first = runtime.add("c1", ns.path)

@@ -166,6 +166,7 @@ class Node:
         self.policies = FakePolicies(self.enforcement)
         self.machine = FakeMachine()
         self.saved: tuple[EndpointRecord, ...] = ()
+        self.disk: asyncio.Event | None = None
         self.endpoints = self.start()
         self.asked: list[int] = []
         self.relabel = Relabel(self.endpoints, self.identities, self._everywhere, SystemClock())
@@ -189,7 +190,10 @@ class Node:
         )
 
     async def _save(self) -> None:
-        self.saved = self.endpoints.records
+        noted = self.endpoints.records
+        if self.disk is not None:
+            await self.disk.wait()
+        self.saved = noted
 
     def nothing_left(self) -> None:
         for table in ("endpoints", "local4", "ipcache4", "policy_peer", "policy_port"):
@@ -219,6 +223,20 @@ async def test_a_created_endpoint_is_ready_saved_announced_and_up() -> None:
     assert node.identities.announced == {made.ip: made.identity}
     assert node.machine.up == {made.outer}
     assert dict(node.tables.local4.items())[made.address].ifindex == made.ifindex
+
+
+async def test_no_interface_is_made_before_it_is_noted_whose_it_is() -> None:
+    node = Node()
+    node.disk = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        creation = group.create_task(node.endpoints.create(wanted()))
+        async with asyncio.timeout(5):
+            while not node.identities.announced:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        await asyncio.sleep(0.05)
+        assert not node.machine.links
+        node.disk.set()
+    assert node.machine.up == {creation.result().outer}
 
 
 async def test_an_adopted_interface_is_judged_from_when_there_is_policy_and_stays() -> None:

@@ -6,7 +6,17 @@ import pytest
 
 from datapath.cni.request import NetConf, Request
 from datapath.cni.spec import CniError, Command
-from datapath.cni.workload import ANNOTATION, ANNOTATIONS, labels_of, name_of, namespace_of
+from datapath.cni.workload import (
+    ANNOTATION,
+    ANNOTATIONS,
+    IPS_ANNOTATION,
+    POOL_ANNOTATION,
+    addresses_of,
+    labels_of,
+    name_of,
+    namespace_of,
+    pool_of,
+)
 
 ID = "0123456789abcdef0123456789abcdef"
 
@@ -65,3 +75,28 @@ def test_nobody_knowing_any_label_is_told_apart_by_their_absence():
 def test_labels_that_are_none_are_refused(labels):
     with pytest.raises(CniError, match=r"args\.cni\.labels"):
         labels_of(request(args={"cni": {"labels": labels}}), None)
+
+
+@pytest.mark.parametrize(
+    ("args", "config"),
+    [
+        ({"IP": "10.0.0.7"}, {}),
+        ({}, {"runtime_config": {"ips": ["10.0.0.7/24"]}}),
+        ({}, {"args": {"cni": {"ips": ["10.0.0.7"]}}}),
+        ({}, {"runtime_config": {ANNOTATIONS: {IPS_ANNOTATION: "10.0.0.7"}}}),
+        ({"IP": "10.0.0.8"}, {"runtime_config": {"ips": ["10.0.0.7"]}}),
+    ],
+)
+def test_wanted_addresses_are_read_wherever_a_runtime_puts_them(args, config):
+    assert addresses_of(request(args, **config)) == ("10.0.0.7",)
+
+
+def test_addresses_that_are_no_list_are_refused():
+    with pytest.raises(CniError, match=r"runtimeConfig\.ips"):
+        addresses_of(request(runtime_config={"ips": {"a": 1}}))
+
+
+def test_a_pods_pool_goes_before_the_networks():
+    chosen = {ANNOTATIONS: {POOL_ANNOTATION: "blue"}}
+    assert pool_of(request(pool="red")) == "red"
+    assert pool_of(request(pool="red", runtime_config=chosen)) == "blue"
