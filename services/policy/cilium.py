@@ -67,7 +67,8 @@ def read_rule(at: Cursor, scope: Scope) -> Rule | None:
         log.advise("log.value is not returned with flows yet; it is kept in the manifest")
     switches = _switches(rule)
     ingress, egress = (_stance(clauses, direction, switches) for direction in Direction)
-    return Rule(subject, on_nodes, ingress, egress, clauses, tuple(reading.requirements))
+    required, position = tuple(reading.requirements), Position(at.place.line, at.place.column)
+    return Rule(subject, on_nodes, ingress, egress, clauses, required, position)
 
 
 def _subject_field(rule: Fields, scope: Scope) -> tuple[bool, Cursor | None]:

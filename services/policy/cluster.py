@@ -59,7 +59,8 @@ def read_cluster_policy(document: Fields) -> tuple[Tier, tuple[Rule, ...]]:
     )
     if subject is None:
         return tier, ()
-    rule = Rule(subject, False, Stance.UNTOUCHED, Stance.UNTOUCHED, clauses)
+    position = Position(spec.at.place.line, spec.at.place.column)
+    rule = Rule(subject, False, Stance.UNTOUCHED, Stance.UNTOUCHED, clauses, position=position)
     return tier, (rule,)
 
 

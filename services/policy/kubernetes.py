@@ -44,7 +44,8 @@ def read_network_policy(document: Fields, namespace: str) -> tuple[Rule, ...]:
         Stance.DEFAULT_DENY if direction in isolates else Stance.UNTOUCHED for direction in _SIDES
     )
     subject = pods.and_(in_namespace(namespace))
-    return (Rule(subject, False, ingress, egress, tuple(clauses)),)
+    position = Position(spec.at.place.line, spec.at.place.column)
+    return (Rule(subject, False, ingress, egress, tuple(clauses), position=position),)
 
 
 def _isolates(spec: Fields) -> set[Direction]:

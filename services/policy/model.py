@@ -131,6 +131,7 @@ class Rule:
     egress: Stance
     clauses: tuple[PolicyClause, ...]
     requirements: tuple[tuple[Direction, Action, Selector], ...] = ()
+    position: Position = Position(1, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -398,6 +398,14 @@ class Resolver:
         """Every CIDR some policy names, with its identity; the longest match of an address wins."""
         return self._prefixes.items()
 
+    def chooses(self, selector: Selector) -> bool:
+        """Whether anybody known now has what the selector asks for."""
+        return bool(self._index.evaluate(selector))
+
+    def endpoints(self, subject: Selector) -> list[NumericIdentity]:
+        """The identities that policies with this subject are enforced on now."""
+        return [NumericIdentity(n) for n in self._index.evaluate(subject) - self._no_endpoints]
+
     def selecting(self, identity: NumericIdentity) -> frozenset[PolicyRef]:
         """The policies with a rule for the identity."""
         return frozenset(

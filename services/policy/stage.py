@@ -16,6 +16,7 @@ import msgspec
 
 from identity.labels import CLUSTER_KEY, K8S, NAMESPACE_KEY, NAMESPACE_LABELS_PREFIX, Label, Labels
 from identity.numbers import FIRST_ALLOCATED, NumericIdentity
+from services.policy.advice import idle
 from services.policy.cases import port_names
 from services.policy.clauses import FIRST_CLAUSE_RULE, Direction, NamedPort, RuleId
 from services.policy.model import Policy
@@ -135,10 +136,9 @@ class Stage:
         return self._names[number] if direction is Direction.INGRESS else self._egress_names
 
     def findings(self) -> Iterator[str]:
-        """What is legal but surely a mistake: policies for nobody, and conflicts of endpoints."""
+        """What is legal but surely a mistake: selectors of nobody, and conflicts of endpoints."""
         for policy in self._policies:
-            if not self.resolver.selected_by(policy.ref) and not policy.rules[0].on_nodes:
-                yield f"{policy.ref} selects no endpoint"
+            yield from map(str, idle(policy, self.resolver))
         for name, number in self._numbers.items():
             fault = self.questions.conflict(number)
             if fault:

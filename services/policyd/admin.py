@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Set
+from itertools import chain, islice
 from typing import Final, TypeAlias
 
 import grpc
 import grpc.aio
 from tessera_wire.policy.v1 import policy_pb2, policy_pb2_grpc
 
+from services.policy.advice import idle
 from services.policy.clauses import PolicyRef
-from services.policy.parse import Parsed, Problem, parse
+from services.policy.parse import Parsed, parse
 from services.policyd import admission, history, records
 from services.policyd.apply import Applied, Outcome, Policies
 from services.policyd.nodes import Nodes, NodeState, Pulse
+from services.policyd.problems import advice_to_wire, problem_to_wire
 from services.policyd.realisation import realisation
 from services.policyd.records import Broken, Stored, alone, whole
 from services.policyd.state import State
@@ -37,6 +40,10 @@ _LARGE_BYTES: Final = 16_384
 _STATUS_PAUSE_S: Final = 0.1
 # A view that lags longer than this has trouble of its own; the write itself is done.
 _SEEN_S: Final = 2.0
+
+_STDIN: Final = "stdin"
+# A reader needs the first few.
+_MAX_ADVICE: Final = 100
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[object, object]"
 
@@ -77,6 +84,9 @@ class PolicyAdmin(policy_pb2_grpc.PolicyAdminServicer):
             problems += map(problem_to_wire, found)
         if parsed.refused or found:
             return policy_pb2.ApplyResponse(problems=problems)
+        advised = (idle(one.policy, self._state.resolver) for one in parsed.policies)
+        few = islice(chain.from_iterable(advised), _MAX_ADVICE)
+        problems += [advice_to_wire(one, request.source or _STDIN) for one in few]
         if request.dry_run:
             outcome = await self._policies.preview(parsed.policies)
         else:
@@ -285,7 +295,7 @@ class PolicyAdmin(policy_pb2_grpc.PolicyAdminServicer):
 
 def _parse(request: policy_pb2.ApplyRequest) -> Parsed:
     return parse(
-        request.manifests, request.source or "stdin", request.default_namespace or "default"
+        request.manifests, request.source or _STDIN, request.default_namespace or "default"
     )
 
 
@@ -319,18 +329,6 @@ def _state_of(good: Stored | None, broken: Broken | None) -> str:
     if good is None:
         return f"broken: {broken.reason}; nothing of it is in force"
     return f"broken: {broken.reason}; its version of revision {good.revision} stays in force"
-
-
-def problem_to_wire(problem: Problem) -> policy_pb2.PolicyProblem:
-    return policy_pb2.PolicyProblem(
-        ref=None if problem.ref is None else ref_to_wire(problem.ref),
-        severity=problem.severity,
-        path=problem.path,
-        line=problem.line,
-        column=problem.column,
-        message=problem.message,
-        source=problem.source,
-    )
 
 
 def _applied_to_wire(applied: Iterable[Applied]) -> list[policy_pb2.AppliedPolicy]:

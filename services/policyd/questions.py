@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
@@ -35,7 +35,7 @@ from services.policy.parse import Parsed, parse
 from services.policy.prefixes import Network
 from services.policy.questions import Ports, Questions, outside, reserved_named, together
 from services.policy.resolve import Resolver, ResolverSettings, rule_count
-from services.policyd.admin import problem_to_wire
+from services.policyd.problems import problem_to_wire
 from services.policyd.state import State
 from services.runtime.errors import Invalid, NotFound
 from services.wire.convert import direction_to_wire, ref_from_wire, ref_to_wire, rule_to_wire
@@ -75,7 +75,9 @@ class PolicyQuestions(policy_pb2_grpc.PolicyQuestionsServicer):
         deleted = {ref_from_wire(ref) for ref in request.deleted}
         live = Live(self._state)
         connections = list(_connections(request, live))
-        plan = _plan(self._state, live, connections, candidates, deleted)
+        texts = {text for one in connections for text in (one.source, one.target)}
+        ends = {text: live.named(text) for text in texts}
+        plan = _plan(self._state, ends, connections, candidates, deleted)
         revision = self._state.revision
         found = await asyncio.to_thread(_difference, plan)
         return _difference_to_wire(found, problems, revision)
@@ -193,13 +195,12 @@ class Planned:
 
 def _plan(
     state: State,
-    live: Live,
+    ends: Mapping[str, NumericIdentity | None],
     connections: Sequence[Connection],
     candidates: Sequence[Policy],
-    deleted: set[PolicyRef],
+    deleted: Set[PolicyRef],
 ) -> Plan:
-    texts = {text for one in connections for text in (one.source, one.target)}
-    ends = {text: live.named(text) for text in texts}
+    """`ends`: who is asked about; None for an address outside of the cluster."""
     resolver = state.resolver
     numbers = {number for number in ends.values() if number is not None}
     refs = {ref for number in numbers for ref in resolver.selecting(number)}

@@ -119,7 +119,7 @@ class Plain:
             demands = [
                 selector(scoped(one, rule, wanted))
                 for one, rule in self.rules
-                if selects(one, rule, me) and "matchKind" not in rule
+                if selects(one, rule, me)
                 for clause in rule.get(way + "Deny" * deny) or ()
                 for wanted in clause.get(("from" if way == "ingress" else "to") + "Requires") or ()
             ]
