@@ -51,7 +51,7 @@ VIEW_FILE = "view.ckpt"
 
 _HEADER = struct.Struct("<4sHxxIQ")  # magic, version, crc32, length
 _MAGIC = b"TSRA"
-_VERSION = 3
+_VERSION = 4
 
 T = TypeVar("T")
 
@@ -189,7 +189,7 @@ def pack_view(view: View) -> bytes:
             "locals": [_plain_policy(policy) for policy in view.locals.values()],
             "groups": [(group, members.serialize()) for group, members in view.groups.items()],
             "rules": [
-                (r.rule_id, _plain_ref(r.policy), r.rule_index, r.clause, r.line)
+                (r.rule_id, _plain_ref(r.policy), r.rule_index, r.clause, r.line, r.log)
                 for r in view.rules.values()
             ],
             "addresses": [
@@ -206,8 +206,8 @@ def unpack_view(packed: bytes) -> View:
 def _view(value: Any) -> View:  # noqa: ANN401
     policies = [_policy(fields) for fields in value["locals"]]
     rules = [
-        RuleSource(RuleId(rule), PolicyRef(*ref), index, clause, line)
-        for rule, ref, index, clause, line in value["rules"]
+        RuleSource(RuleId(rule), PolicyRef(*ref), index, clause, line, log)
+        for rule, ref, index, clause, line, log in value["rules"]
     ]
     addresses = [Address(*fields) for fields in value["addresses"]]
     return View(

@@ -43,6 +43,7 @@ class Rule(msgspec.Struct, frozen=True):
     rule: int
     clause: str
     line: int
+    log: str = ""
 
     def __str__(self) -> str:
         where = f"{self.namespace}/{self.name}" if self.namespace else self.name
@@ -195,7 +196,7 @@ def _end(reason: Reason) -> dict[str, object]:
 
 def _rule(source: RuleSource) -> dict[str, object]:
     place = {"rule": source.rule_index, "clause": source.clause, "line": source.line}
-    return _ref(source.policy) | place
+    return _ref(source.policy) | place | {"log": source.log}
 
 
 def _ref(ref: PolicyRef) -> dict[str, object]:

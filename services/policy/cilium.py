@@ -39,6 +39,9 @@ _AUTH_MODES: Final = {
     "test-always-fail": Auth.ALWAYS_FAIL,
 }
 
+# It stands in every flow of the rule.
+MAX_LOG: Final = 256
+
 _Requirement = tuple[Direction, Action, Selector]
 
 
@@ -63,12 +66,21 @@ def read_rule(at: Cursor, scope: Scope) -> Rule | None:
     subject = written if on_nodes else scope.subject(written, selector_at)
     reading = _Reading(scope, subject, on_nodes)
     clauses = tuple(_clauses(rule, reading))
-    if (log := rule.get("log")) is not None:
-        log.advise("log.value is not returned with flows yet; it is kept in the manifest")
     switches = _switches(rule)
     ingress, egress = (_stance(clauses, direction, switches) for direction in Direction)
     required, position = tuple(reading.requirements), Position(at.place.line, at.place.column)
-    return Rule(subject, on_nodes, ingress, egress, clauses, required, position)
+    log = _log(rule)
+    return Rule(subject, on_nodes, ingress, egress, clauses, required, position, log)
+
+
+def _log(rule: Fields) -> str:
+    at = rule.get("log")
+    fields = at.fields("value") if at is not None else None
+    value_at = fields.get("value") if fields is not None else None
+    text = value_at.text() if value_at is not None else None
+    if value_at is not None and text and not (text.isprintable() and len(text) <= MAX_LOG):
+        value_at.error(f"a log value is at most {MAX_LOG} printable characters of one line")
+    return text or ""
 
 
 def _subject_field(rule: Fields, scope: Scope) -> tuple[bool, Cursor | None]:

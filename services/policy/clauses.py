@@ -111,13 +111,18 @@ class LocalPolicy:
 
 @dataclass(frozen=True, slots=True)
 class RuleSource:
-    """Where a rule id comes from. `clause`: ingress|egress|ingressDeny|egressDeny, with [index]."""
+    """Where a rule id comes from. `clause`: ingress|egress|ingressDeny|egressDeny, with [index].
+
+    log: what the policy wants said with each of its verdicts.
+    """
 
     rule_id: RuleId
     policy: PolicyRef
     rule_index: int
     clause: str
     line: int
+    log: str = ""
 
     def __str__(self) -> str:
-        return f"{self.policy} rule {self.rule_index} {self.clause} line {self.line}"
+        said = f' log "{self.log}"' if self.log else ""
+        return f"{self.policy} rule {self.rule_index} {self.clause} line {self.line}{said}"

@@ -115,7 +115,7 @@ def resolve_policy(policy: Policy, rule_base: RuleId, naming: Naming) -> Resolve
         clauses: list[Clause] = []
         for written in rule.clauses:
             rule_id = RuleId(rule_base + len(sources))
-            sources.append(_source(policy.ref, number, written, rule_id))
+            sources.append(_source(policy.ref, number, rule.log, written, rule_id))
             resolved = None if rule.on_nodes else _peers(written, naming)
             if resolved is not None:
                 clauses += _clauses(written, rule_id, resolved, policy.tier)
@@ -126,9 +126,11 @@ def resolve_policy(policy: Policy, rule_base: RuleId, naming: Naming) -> Resolve
     return ResolvedPolicy(policy, rule_base, tuple(rules), tuple(groups), networks, tuple(sources))
 
 
-def _source(ref: PolicyRef, rule_index: int, clause: PolicyClause, rule_id: RuleId) -> RuleSource:
+def _source(
+    ref: PolicyRef, rule_index: int, log: str, clause: PolicyClause, rule_id: RuleId
+) -> RuleSource:
     name = f"{clause.list_name}[{clause.index}]"
-    return RuleSource(rule_id, ref, rule_index, name, clause.position.line)
+    return RuleSource(rule_id, ref, rule_index, name, clause.position.line, log)
 
 
 def _peers(written: PolicyClause, naming: Naming) -> tuple[GroupDef, ...] | None:

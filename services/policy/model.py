@@ -132,6 +132,7 @@ class Rule:
     clauses: tuple[PolicyClause, ...]
     requirements: tuple[tuple[Direction, Action, Selector], ...] = ()
     position: Position = Position(1, 1)
+    log: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,6 +191,7 @@ def rule_to_wire(rule: RuleSource) -> policy_pb2.Rule:
         rule_index=rule.rule_index,
         clause=rule.clause,
         line=rule.line,
+        log=rule.log,
     )
 
 
@@ -201,6 +202,7 @@ def rule_from_wire(message: policy_pb2.Rule) -> RuleSource:
         rule_index=message.rule_index,
         clause=message.clause,
         line=message.line,
+        log=message.log,
     )
 
 

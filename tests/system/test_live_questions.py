@@ -22,6 +22,7 @@ kind: CiliumNetworkPolicy
 metadata: {name: api, namespace: shop}
 spec:
   endpointSelector: {matchLabels: {app: api}}
+  log: {value: "shop: api"}
   ingress:
   - fromEndpoints: [{matchLabels: {app: front}}]
     toPorts: [{ports: [{port: "8080", protocol: TCP}]}]
@@ -51,7 +52,10 @@ def test_an_explanation_is_what_packets_do(
             assert front.can_connect(address, port) == (told["verdict"] == "allow")
         (miss,) = told["ends"][1]["misses"]
         assert miss["lacks"] == "TCP port 8080 is allowed, you asked TCP port 8081"
-        assert miss["rule"]["line"] == 7
+        assert miss["rule"]["line"] == 8
+        assert miss["rule"]["log"] == "shop: api"
+        passed = eventually(lambda: stack.flows(last=50, verdict="FORWARDED"), "no flow is seen")
+        assert any(flow["rule"].endswith('line 8 log "shop: api"') for flow in passed)
         flow = eventually(lambda: stack.flows(last=50, verdict="DROPPED"), "no drop is seen")[-1]
         assert told["ends"][1]["reason"] == flow["rule"]
 

@@ -66,7 +66,7 @@ policies = st.builds(
     st.lists(refs, max_size=3).map(tuple),
     st.lists(refs, max_size=3).map(tuple),
 )
-rules = st.builds(RuleSource, u32.map(RuleId), refs, st.integers(0, 999), word, u32)
+rules = st.builds(RuleSource, u32.map(RuleId), refs, st.integers(0, 999), word, u32, word)
 
 
 @given(policies)

@@ -88,6 +88,7 @@ def _rule(message: policy_pb2.Rule) -> model.Rule:
         message.rule_index,
         message.clause,
         message.line,
+        message.log,
     )
 
 

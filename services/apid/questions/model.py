@@ -8,7 +8,8 @@ from services.apid.policies.model import PolicyProblem, Ref
 
 
 class Rule(Struct, frozen=True):
-    """A clause of a policy. `rule`: which of its specs. `clause`: as in ingress[0]."""
+    """A clause of a policy. `rule`: which of its specs. `clause`: as in ingress[0]. `log`: what the
+    policy wants said with its verdicts."""
 
     kind: str
     namespace: str
@@ -16,6 +17,7 @@ class Rule(Struct, frozen=True):
     rule: int
     clause: str
     line: int
+    log: str = ""
 
 
 class Miss(Struct, frozen=True):

@@ -69,7 +69,7 @@ def full_view() -> View:
                 9,
                 groups=((2**63 + 5, BitMap([256, 70000])),),
                 local_policies=(LocalPolicy(300, True, False, (CLAUSE, L7_CLAUSE), (WEB,), ()),),
-                rules=(RuleSource(17, WEB, 1, "ingressDeny[2]", 44),),
+                rules=(RuleSource(17, WEB, 1, "ingressDeny[2]", 44, "keep out"),),
                 addresses=(Address("10.0.0.9", 256, "n2", "shop", "db"),),
             )
         ]

@@ -545,3 +545,16 @@ def test_egress_without_dns_is_warned_about():
 def test_text_that_ends_too_early_is_refused_on_its_last_line(text, line):
     (problem,) = parse(text, "file", "default").problems
     assert problem.line == line
+
+
+def test_a_log_value_stands_with_the_rule_and_in_what_is_said_of_it():
+    rule = rule_of('{endpointSelector: {}, log: {value: "team a"}, ingress: [{}]}')
+    assert rule.log == "team a"
+    assert rule_of("{endpointSelector: {}, log: {}, ingress: [{}]}").log == ""
+
+
+@pytest.mark.parametrize("value", [r'"two\nlines"', '"' + "x" * 257 + '"', r'"\e[31m"', "7"])
+def test_a_log_value_that_would_break_a_line_is_refused(value):
+    problem = spec_error(f"{{endpointSelector: {{}}, log: {{value: {value}}}}}")
+    assert problem.path == "spec.log.value"
+    assert problem.line > 1
