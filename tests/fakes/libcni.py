@@ -46,6 +46,7 @@ class Runtime:
     network: dict[str, Any]
     path: list[str]
     results: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    _capabilities: dict[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
 
     def add(
         self,
@@ -56,6 +57,7 @@ class Runtime:
         capabilities: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         result: dict[str, Any] | None = None
+        self._capabilities[container, ifname] = capabilities or {}
         environ = self._environ("ADD", container, ifname, netns, args)
         for plugin in self.network["plugins"]:
             result = self._run(plugin, environ, result, capabilities or {})
@@ -66,13 +68,16 @@ class Runtime:
     def check(self, container: str, netns: str, ifname: str = "eth0", args: str = "") -> None:
         environ = self._environ("CHECK", container, ifname, netns, args)
         for plugin in self.network["plugins"]:
-            self._run(plugin, environ, self.results[container, ifname], {})
+            given = self._capabilities[container, ifname]
+            self._run(plugin, environ, self.results[container, ifname], given)
 
     def delete(self, container: str, netns: str = "", ifname: str = "eth0", args: str = "") -> None:
         environ = self._environ("DEL", container, ifname, netns, args)
         for plugin in reversed(self.network["plugins"]):
-            self._run(plugin, environ, self.results.get((container, ifname)), {})
+            given = self._capabilities.get((container, ifname), {})
+            self._run(plugin, environ, self.results.get((container, ifname)), given)
         self.results.pop((container, ifname), None)
+        self._capabilities.pop((container, ifname), None)
 
     def gc(self, valid: list[tuple[str, str]]) -> None:
         attachments = [{"containerID": c, "ifname": i} for c, i in valid]

@@ -6,7 +6,6 @@ do not have.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -31,6 +30,13 @@ runtime="runc"
 cgroup_manager="cgroupfs"
 events_logger="file"
 """
+# Options, not files: the clean-up that podman starts at a container's end is told these alone.
+COMMAND = """\
+#!/bin/sh
+export CONTAINERS_CONF={root}/containers.conf
+exec {podman} --root={root}/storage --runroot={root}/runroot --tmpdir={root}/tmp \\
+    --storage-driver=vfs "$@"
+"""
 IMAGE = "tessera-test"
 SLEEP = (IMAGE, "/bin/sleep", "1000")
 DEADLINE_S = 60
@@ -43,19 +49,16 @@ class Podman:
         self._names: list[str] = []
 
     def run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        environ = os.environ | {"CONTAINERS_CONF": str(self.root / "containers.conf")}
-        # Not in files: the clean-up that podman starts at a container's end is told options alone.
-        folders = {"root": "storage", "runroot": "runroot", "tmpdir": "tmp"}
-        options = [f"--{key}={self.root / folder}" for key, folder in folders.items()]
         done = subprocess.run(
-            ["podman", *options, "--storage-driver=vfs", *words],
-            env=environ,
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE_S,
+            [self.command, *words], capture_output=True, text=True, timeout=DEADLINE_S
         )
         assert not check or done.returncode == 0, f"podman {' '.join(words)}: {done.stderr}"
         return done
+
+    @property
+    def command(self) -> Path:
+        """podman for whoever shall see these containers."""
+        return self.root / "bin" / "podman"
 
     def start(self, name: str, network: str, *command: str) -> None:
         self._names.append(name)
@@ -84,8 +87,10 @@ def podman(root: Path) -> Iterator[Podman]:
     if not BUSYBOX.exists() or not Path(STANDARD_PLUGINS, "portmap").exists():
         pytest.skip("no busybox-static or containernetworking-plugins")
     made = Podman(root)
-    for folder in (made.plugins, made.networks):
+    for folder in (made.plugins, made.networks, made.command.parent):
         folder.mkdir(parents=True)
+    made.command.write_text(COMMAND.format(root=root, podman=shutil.which("podman")))
+    made.command.chmod(0o755)
     (root / "containers.conf").write_text(
         CONTAINERS_CONF.format(root=root, plugins=STANDARD_PLUGINS)
     )

@@ -9,6 +9,7 @@ import json
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,16 @@ spec:
   ingress:
   - fromEndpoints: [{matchLabels: {app: web}}]
     toPorts: [{ports: [{port: "5432", protocol: TCP}]}]
+"""
+
+FROM_INSIDE = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: inside, namespace: shop}
+spec:
+  endpointSelector: {}
+  ingress:
+  - fromEndpoints: [{}]
 """
 
 
@@ -337,13 +348,35 @@ def test_tuning_and_portmap_follow_it_in_a_chain(stack: Stack, plugins: list[str
     portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
     runtime = network(plugins, "1.0.0", tuning, portmap)
     ports = {"portMappings": [{"hostPort": 18080, "containerPort": 80, "protocol": "tcp"}]}
-    with namespace() as ns:
-        made = runtime.add("c1", ns.path, capabilities=ports)
+    with namespace() as ns, outside() as client:
+        made = runtime.add("c1", ns.path, args=named("db"), capabilities=ports)
         assert made["ips"][0]["address"] in ns.ip("addr show eth0")
         assert ns.call(lambda: Path("/proc/sys/net/core/somaxconn").read_text()) == "321\n"
-        runtime.check("c1", ns.path)
+        # No CHECK: portmap 1.1.1 looks for rules of IPv6 where there is no such address.
+        with ns.listen(80):
+            assert client.can_connect("192.0.2.1", 18080, timeout_s=2)
+            stack.apply(FROM_INSIDE)
+            assert not client.can_connect("192.0.2.1", 18080)
+            stack.withdraw("CiliumNetworkPolicy", "shop", "inside")
         runtime.delete("c1", ns.path)
+        with pytest.raises(ConnectionRefusedError):
+            client.can_connect("192.0.2.1", 18080)
         assert nothing_left(stack)
+
+
+@contextmanager
+def outside() -> Iterator[Namespace]:
+    """A machine that reaches this node by the address 192.0.2.1."""
+    with namespace() as space:
+        for command in (
+            f"link add tsrcniout type veth peer name eth0 netns {space.name}",
+            "addr add 192.0.2.1/24 dev tsrcniout",
+            "link set tsrcniout up",
+        ):
+            subprocess.run(["ip", *command.split()], check=True)
+        space.ip("addr add 192.0.2.2/24 dev eth0")
+        space.ip("link set eth0 up")
+        yield space
 
 
 def test_an_agent_killed_in_between_answers_the_same_when_it_is_back(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,9 +49,10 @@ def installed(stack: Stack, engine: Podman) -> None:
         tessera("cni", "install", *where, *socket, *words)
 
 
-def tessera(*words: object) -> None:
+def tessera(*words: object, path: Path | str = "") -> None:
     command = [sys.executable, "-m", "services.cli.main", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    environ = os.environ | {"PATH": f"{path}:{os.environ['PATH']}"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
 
@@ -116,6 +120,48 @@ def test_a_container_without_a_network_is_given_one_by_its_name(
         tessera("endpoint", "delete", "shop/alone", "--agent-socket", stack.layout.socket("agent"))
         assert not engine.connects("alone", db, 5432)
     engine.remove("alone")
+    engine.remove("db")
+    assert nothing_left(stack)
+
+
+BRIDGE: dict[str, Any] = {
+    "type": "bridge",
+    "bridge": "tsr-podman0",
+    "isGateway": True,
+    "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.97.0.0/24"}]]},
+}
+
+
+@pytest.fixture
+def plain(engine: Podman, tmp_path: Path) -> Iterator[str]:
+    """A network of podman's own kind."""
+    ipam = BRIDGE["ipam"] | {"dataDir": str(tmp_path)}
+    network = {"cniVersion": "1.0.0", "name": "plain", "plugins": [BRIDGE | {"ipam": ipam}]}
+    file = engine.networks / "87-plain.conflist"
+    file.write_text(json.dumps(network))
+    yield "plain"
+    file.unlink()
+    subprocess.run(["ip", "link", "del", BRIDGE["bridge"]], check=True)
+
+
+def test_containers_of_another_network_are_adopted_as_they_run(
+    stack: Stack, engine: Podman, plain: str
+) -> None:
+    engine.start("db", plain, "/bin/sh", "-c", "httpd -p 5433 -h /; exec httpd -f -p 5432 -h /")
+    engine.start("web", plain, "/bin/sleep", "1000")
+    socket = ["--agent-socket", stack.layout.socket("agent")]
+    for name in ("db", "web"):
+        words = ["--container", name, "--adopt", "-l", f"app={name}"]
+        tessera("endpoint", "add", f"shop/{name}", *words, *socket, path=engine.command.parent)
+    db = address_of(stack, "db")
+    assert db.startswith("10.97.0.")
+    stack.apply(LET_IN)
+    assert engine.connects("web", db, 5432)
+    assert not engine.connects("web", db, 5433)
+    stack.withdraw("CiliumNetworkPolicy", "shop", "db")
+    engine.remove("web")
+    eventually(lambda: len(stack.endpoints()) == 1, "the container's endpoint is still there")
+    tessera("endpoint", "delete", "shop/db", *socket)
     engine.remove("db")
     assert nothing_left(stack)
 
