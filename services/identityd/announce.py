@@ -2,6 +2,9 @@
 
 The value is the JSON that ClusterMesh readers decode (Go field names; a reader rejects an entry
 whose address, in Go's canonical text, is not the end of its key). Entries hang on the node's lease.
+
+Nodes announce a few addresses at a time, and many nodes do: what waits is committed together, so
+the store sees some transactions of many keys instead of one for each endpoint.
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ from identity.numbers import FIRST_ALLOCATED, NumericIdentity
 from services.identityd.allocator import lost_session
 from services.identityd.published import AddressValue
 from services.identityd.stats import Counts
-from services.runtime.errors import Conflict, Invalid, NotFound
+from services.runtime.errors import Conflict, Invalid, NotFound, TesseraError
+from services.store.commit import Committer
 from services.store.model import (
+    NO_LEASE,
     Delete,
     KeyValue,
     LeaseId,
@@ -32,16 +37,21 @@ from services.store.model import (
 )
 from services.store.txn import bulk_txn, mod_is
 
-# Operations of one transaction, below the store's limit of 128; a withdrawal nests one more.
+# Keys read at once, below the store's limit of 128 operations.
 BATCH: Final = 100
+# Announcements committed along with others; more of one node are a transaction of their own.
+FEW: Final = 60
 # Announcements of one transaction, nested; some 300 kB, a fifth of what the store takes at once.
 BULK: Final = 1000
 WITHDRAW_ROUNDS: Final = 3
 
 
 class Announcer:
-    def __init__(self, store: Store, counts: Counts, allocatable: range) -> None:
+    def __init__(
+        self, store: Store, committer: Committer, counts: Counts, allocatable: range
+    ) -> None:
         self._store = store
+        self._committer = committer
         self._counts = counts
         self._allocatable = allocatable
 
@@ -58,8 +68,11 @@ class Announcer:
             puts[key] = Put(key, encoder.encode(value), lease)
         operations = tuple(puts.values())
         try:
-            for start in range(0, len(operations), BULK):
-                await self._store.txn(bulk_txn((), operations[start : start + BULK]))
+            if len(operations) <= FEW:
+                await self._committer.one(Txn(success=operations), lease)
+            else:
+                for start in range(0, len(operations), BULK):
+                    await self._store.txn(bulk_txn((), operations[start : start + BULK]))
         except NotFound:
             raise lost_session(node, lease) from None
         self._counts.announced += len(operations)
@@ -78,15 +91,18 @@ class Announcer:
             ours = [kv for kv in found if _names_host(kv, host_ip)]
             if not ours:
                 return
-            deletes = tuple(
+            deletes = [
                 Txn(compares=(mod_is(kv.key, kv.mod_revision),), success=(Delete(kv.key),))
                 for kv in ours
-            )
-            result = await self._store.txn(Txn(success=deletes))
+            ]
+            outcomes = await self._committer.submit(deletes, NO_LEASE)
+            for outcome in outcomes:
+                if isinstance(outcome, TesseraError):
+                    raise outcome
             left = [
                 kv.key
-                for kv, inner in zip(ours, result.results, strict=True)
-                if isinstance(inner, TxnResult) and not inner.succeeded
+                for kv, outcome in zip(ours, outcomes, strict=True)
+                if isinstance(outcome, TxnResult) and not outcome.succeeded
             ]
             if not left:
                 return

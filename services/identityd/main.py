@@ -97,7 +97,7 @@ async def identityd(config: IdentitydConfig, clock: Clock) -> None:
                 configured=configured,
             ),
             rules,
-            Announcer(store, counts, numbers),
+            Announcer(store, committer, counts, numbers),
             Sessions(
                 store,
                 counts,

@@ -33,6 +33,10 @@ class ChangeSet:
     merged: int = 1
 
     @property
+    def addresses_alone(self) -> bool:
+        return not (self.groups or self.deltas or self.locals or self.rules)
+
+    @property
     def weight(self) -> int:
         """Keys it holds, one for itself."""
         members = sum(len(d.added) + len(d.removed) for d in self.deltas.values())

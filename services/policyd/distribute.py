@@ -7,7 +7,8 @@
 A subscriber that keeps up takes each change-set alone; one that does not takes the run it missed,
 merged once for all who missed the same. Work per change-set and subscriber that nothing concerns:
 one wake-up and one write of shared bytes. In a storm the wake-ups are paced, so that the writes do
-not take all of the loop; the first after a quiet time goes out at once.
+not take all of the loop; the first after a quiet time goes out at once. Addresses come and go with
+every endpoint of the cluster and concern every node: they are paced longest.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ LOG_KEYS: Final = 200_000
 # One write to one stream takes some 50 us of the loop (grpc.aio); twice that for each subscriber
 # between two rounds leaves half of the loop to everything else.
 _PAUSE_PER_SUBSCRIBER_S: Final = 100e-6
+# What changes a verdict waits no longer than this.
+_STORM_S: Final = 0.05
+# Where an address is found may wait: until it is told, it counts as the world.
+_ADDRESSES_S: Final = 0.5
 
 
 class Distributor:
@@ -53,6 +58,7 @@ class Distributor:
         self._round = asyncio.Event()
         self._pausing = False
         self._missed = False
+        self._urgent = False
 
     @property
     def end(self) -> int:
@@ -69,6 +75,7 @@ class Distributor:
         self._spans.clear()
         if self._pausing:
             self._missed = True
+            self._urgent |= not change.addresses_alone
         else:
             self._wake()
 
@@ -87,17 +94,23 @@ class Distributor:
 
     async def pace(self, clock: Clock) -> None:
         """A pause after every round of wake-ups, and a round for what came during it; until
-        cancelled."""
+        cancelled. Addresses alone wait for the long pause, everything else for the short one."""
         while True:
             await self._round.wait()
             self._round.clear()
-            await clock.sleep(len(self.subscriptions) * _PAUSE_PER_SUBSCRIBER_S)
+            long_s = min(len(self.subscriptions) * _PAUSE_PER_SUBSCRIBER_S, _ADDRESSES_S)
+            short_s = min(long_s, _STORM_S)
+            await clock.sleep(short_s)
+            paused_s = short_s
+            while not self._urgent and paused_s < long_s:
+                await clock.sleep(short_s)
+                paused_s += short_s
             self._pausing = False
             if self._missed:
                 self._wake()
 
     def _wake(self) -> None:
-        self._pausing, self._missed = True, False
+        self._pausing, self._missed, self._urgent = True, False, False
         self._round.set()
         for subscription in self.subscriptions:
             subscription.wake()

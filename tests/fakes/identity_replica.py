@@ -98,7 +98,7 @@ async def replica(
                 rules=rules,
                 configured=configured,
             ),
-            Announcer(store, counts, numbers),
+            Announcer(store, committer, counts, numbers),
             Sessions(store, counts, cluster=CLUSTER, cluster_id=0, ttl_s=SESSION_TTL_S),
             Collector(
                 store,

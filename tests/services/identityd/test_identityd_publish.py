@@ -135,6 +135,21 @@ async def test_many_addresses_are_announced_and_withdrawn(store, one):
     assert len((await store.list(keys.IP_PREFIX)).items) == 10
 
 
+async def test_what_many_nodes_announce_at_once_is_a_few_transactions(store, one):
+    lease = await one.open()
+
+    async def announce(number: int) -> None:
+        ip = f"10.3.{number // 250}.{number % 250}"
+        await one.announcer.announce(f"n{number}", lease, [AddressValue(ip, "192.0.2.1", 300)])
+
+    before = store.revision
+    async with asyncio.TaskGroup() as group:
+        for number in range(1000):
+            group.create_task(announce(number))
+    assert len((await store.list(keys.IP_PREFIX)).items) == 1000
+    assert store.revision - before <= 1000 / 64 + 8
+
+
 async def test_only_addresses_that_still_name_the_host_are_withdrawn(store, one):
     lease = await one.open()
     await one.announcer.announce("node-a", lease, [AddressValue("10.0.0.1", "192.0.2.1", 300)])
