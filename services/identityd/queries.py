@@ -15,7 +15,7 @@ from typing import Final
 
 from identity import labels as label_sets
 from identity.labels import Labels
-from identity.numbers import NumericIdentity, Scope, scope_of
+from identity.numbers import FIRST_ALLOCATED, FIRST_LOCAL, NumericIdentity, Scope, scope_of
 from identity.selector import Selector
 from services.identityd.announced import Address
 from services.identityd.feed import Change, ChangeKind
@@ -236,6 +236,9 @@ def _parsed(selector: str) -> Selector:
 
 
 def shown_scope(number: int) -> str:
+    """Raises `NotFound` for what is no identity."""
+    if FIRST_ALLOCATED <= number < FIRST_LOCAL:  # nearly all of them, in lists
+        return Scope.CLUSTER.value
     try:
         scope = scope_of(number)
     except label_sets.Invalid as error:

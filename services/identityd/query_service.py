@@ -19,7 +19,6 @@ from services.identityd.usage import KeyUsage
 from services.identityd.view import IdentityView
 from services.runtime.clock import Clock
 from services.runtime.errors import Invalid
-from services.wire.convert import labels_to_wire
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -187,7 +186,7 @@ def _change(
     return pb.Change(
         kind=kind,
         id=number,
-        labels=labels_to_wire(labels),
+        labels=labels.canonical(),
         scope=shown_scope(number),
         node=node,
     )
@@ -196,7 +195,7 @@ def _change(
 def _identity(shown: Shown) -> pb.Identity:
     return pb.Identity(
         id=shown.number,
-        labels=labels_to_wire(shown.labels),
+        labels=shown.labels.canonical(),
         nodes=shown.nodes,
         scope=shown_scope(shown.number),
         addresses=shown.addresses,

@@ -15,6 +15,7 @@ from tests.bench import (
     bench_endpoint,
     bench_events,
     bench_identity,
+    bench_identity_api,
     bench_policy_lookup,
     bench_resolve,
     bench_rule,
@@ -25,6 +26,7 @@ from tests.bench import (
 FULL = {
     "rule": bench_rule.main,
     "identity": bench_identity.main,
+    "identity_api": bench_identity_api.main,
     "allocation": bench_allocation.main,
     "agent_start": bench_agent_start.main,
     "endpoint": bench_endpoint.main,
@@ -38,6 +40,7 @@ FULL = {
 QUICK = {
     "rule": lambda: bench_rule.main(5),
     "identity": lambda: bench_identity.main(5, ((100, 2),)),
+    "identity_api": lambda: bench_identity_api.main(2000, 1, 10, 100),
     "allocation": lambda: bench_allocation.main(1, 0.3, (1, 16), 2000, 10),
     "agent_start": lambda: bench_agent_start.main(2),
     "endpoint": lambda: bench_endpoint.main(3),

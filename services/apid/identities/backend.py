@@ -45,7 +45,7 @@ class Identities:
         answer = await call(self._stub.References, request, deadline_s=RPC_DEADLINE_S)
         return model.References(
             answer.identity.id,
-            tuple(answer.identity.labels.labels),
+            labels_of(answer.identity.labels),
             tuple(
                 model.Reference(one.node, one.held, tuple(map(_endpoint, one.addresses)))
                 for one in answer.references
@@ -113,8 +113,13 @@ def _pressure(taken: float) -> str:
 
 
 def _identity(message: pb.Identity) -> model.Identity:
-    labels, nodes = tuple(message.labels.labels), tuple(message.nodes)
+    labels, nodes = labels_of(message.labels), tuple(message.nodes)
     return model.Identity(message.id, labels, nodes, message.scope, message.addresses)
+
+
+def labels_of(canonical: str) -> tuple[str, ...]:
+    """As people write them: without the "=" of an empty value."""
+    return tuple(text.removesuffix("=") for text in canonical.split(";")[:-1])
 
 
 def _endpoint(message: pb.Address) -> model.Endpoint:

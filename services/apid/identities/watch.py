@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 from tessera_wire.identity.v1 import queries_pb2 as pb
 
 from services.apid.identities import model
-from services.apid.identities.backend import Identities
+from services.apid.identities.backend import Identities, labels_of
 from services.apid.rest.errors import BAD_HEADER, Refusal
 from services.apid.rest.params import Labels, Number
 from services.apid.rest.route import Call, Event, Nothing
@@ -80,7 +80,7 @@ def _of_piece(piece: pb.WatchResponse) -> Iterator[Event]:
         yield Event("reset", model.Reset(_FORGOTTEN))
     last = len(piece.changes) - 1
     for index, change in enumerate(piece.changes):
-        body = model.Change(change.id, tuple(change.labels.labels), change.scope, change.node)
+        body = model.Change(change.id, labels_of(change.labels), change.scope, change.node)
         yield Event(pb.ChangeKind.Name(change.kind).lower(), body, at if index == last else "")
     if piece.synced:
         yield Event("synced", model.Told(piece.revision), at)

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestClient, TestServer
-from tessera_wire.identity.v1 import identity_pb2, queries_pb2, queries_pb2_grpc
+from tessera_wire.identity.v1 import queries_pb2, queries_pb2_grpc
 from tessera_wire.ipam.v1 import ipam_pb2, ipam_pb2_grpc
 
 from services.apid.app import application
@@ -46,7 +46,7 @@ class FakeIdentities(queries_pb2_grpc.IdentityQueriesServicer):
             raise Conflict("the list of revision 9 can no longer be read")
         identity = queries_pb2.Identity(
             id=API,
-            labels=identity_pb2.LabelSet(labels=["k8s:app=api"]),
+            labels="k8s:app=api;",
             nodes=["n1"],
             scope="cluster",
         )
