@@ -95,7 +95,9 @@ class PolicyAdmin(policy_pb2_grpc.PolicyAdminServicer):
                 held = self._state.held(policy.policy.ref for policy in parsed.policies)
                 own = await asyncio.to_thread(alone, parsed, held)
             with self._state.just_parsed.remembering(own):
-                outcome = await self._policies.apply(parsed.policies, request.author)
+                outcome = await self._policies.apply(
+                    parsed.policies, request.author, expected=frozenset(request.expected)
+                )
                 await self._seen(outcome)
         return policy_pb2.ApplyResponse(
             revision=outcome.revision,
@@ -107,7 +109,8 @@ class PolicyAdmin(policy_pb2_grpc.PolicyAdminServicer):
         self, request: policy_pb2.DeleteRequest, context: _Context
     ) -> policy_pb2.DeleteResponse:
         refs = [ref_from_wire(ref) for ref in request.refs]
-        outcome = await self._policies.delete(refs, request.author)
+        expected = frozenset(request.expected)
+        outcome = await self._policies.delete(refs, request.author, expected)
         await self._seen(outcome)
         return policy_pb2.DeleteResponse(
             revision=outcome.revision,

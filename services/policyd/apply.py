@@ -12,7 +12,7 @@ by what the store itself says.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Protocol
@@ -152,27 +152,41 @@ class Policies:
         return Outcome(0, plan(policies, held, Origin("", "", ""), gone).applied)
 
     async def apply(
-        self, policies: Sequence[ParsedPolicy], author: str, gone: Sequence[PolicyRef] = ()
+        self,
+        policies: Sequence[ParsedPolicy],
+        author: str,
+        gone: Sequence[PolicyRef] = (),
+        expected: Set[int] = frozenset(),
     ) -> Outcome:
-        """All of `policies`, and none of `gone`."""
+        """All of `policies`, and none of `gone`. `expected`: revisions of which each must have one
+        (0: it must not exist), else `Conflict`; empty: any."""
         with span("policyd.apply", policies=len(policies)):
-            return await self._change(policies, tuple(dict.fromkeys(gone)), author)
+            return await self._change(policies, tuple(dict.fromkeys(gone)), author, expected)
 
-    async def delete(self, refs: Sequence[PolicyRef], author: str) -> Outcome:
-        return await self._change((), tuple(dict.fromkeys(refs)), author)
+    async def delete(
+        self, refs: Sequence[PolicyRef], author: str, expected: Set[int] = frozenset()
+    ) -> Outcome:
+        return await self._change((), tuple(dict.fromkeys(refs)), author, expected)
 
     async def _change(
-        self, policies: Sequence[ParsedPolicy], gone: tuple[PolicyRef, ...], author: str
+        self,
+        policies: Sequence[ParsedPolicy],
+        gone: tuple[PolicyRef, ...],
+        author: str,
+        expected: Set[int],
     ) -> Outcome:
         now = datetime.fromtimestamp(self._clock.now_s(), UTC)
         changed_at = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         origin = Origin(author, changed_at, current_traceparent())
         refs = [*(parsed.policy.ref for parsed in policies), *gone]
-        held = self._watched.held(refs)
+        # What the watch has shown may be old; whoever expects a revision is answered by the store.
+        held = await self._read(refs) if expected else self._watched.held(refs)
+        _check(held, refs, expected)
         planned = plan(policies, held, origin, gone)
         for attempt in range(ATTEMPTS):
             if attempt or not planned.written:
                 held = await self._read(refs)
+                _check(held, refs, expected)
                 planned = plan(policies, held, origin, gone)
             not_found = tuple(ref for ref in gone if ref not in held.policies)
             if not planned.written:
@@ -231,6 +245,16 @@ def _log_written(applied: Iterable[Applied], author: str, revision: Revision) ->
                 source=author,
                 revision=revision,
             )
+
+
+def _check(held: Held, refs: Iterable[PolicyRef], expected: Set[int]) -> None:
+    for ref in refs if expected else ():
+        old = held.policies.get(ref)
+        revision = 0 if old is None else old.revision
+        if revision not in expected:
+            is_now = f"is now at revision {revision}" if revision else "does not exist"
+            wanted = " or ".join(str(one) for one in sorted(expected) if one) or "nothing"
+            raise Conflict(f"policy {ref} {is_now}, where {wanted} was expected; read it again")
 
 
 def _too_many_writers() -> Conflict:

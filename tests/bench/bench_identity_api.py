@@ -3,7 +3,7 @@
     list    REST by pages ── apid ── gRPC ── identityd's view     beside it: the view by gRPC at
                                                                   once, the range read from etcd
     watch   Allocate ──► etcd ──► identityd ──► apid ──► N clients (server-sent events)
-                           └── beside it: N watches of the same prefix, by the store's own client
+                           └── beside it: N plain watches of the same prefix
 
 No kernel and no agent. The readers share the machine's cores with what they read.
 """
@@ -17,12 +17,13 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from tessera_wire.etcd import etcd_pb2, etcd_pb2_grpc
 from tessera_wire.identity.v1 import identity_pb2, identity_pb2_grpc, queries_pb2, queries_pb2_grpc
 
 from identity import keys
 from services.runtime.config import EtcdConfig
 from services.store.etcd import EtcdStore
-from services.store.model import Synced
+from services.store.model import prefix_end
 from services.wire.client import call, channel
 from tests.bench import figures
 from tests.bench.doors import Door
@@ -139,15 +140,21 @@ async def stream_client(plane: ControlPlane, ready: asyncio.Event, count: int) -
     return time.perf_counter()
 
 
-async def etcd_client(store: EtcdStore, ready: asyncio.Event, count: int) -> float:
+async def etcd_client(target: str, ready: asyncio.Event, count: int) -> float:
+    """As plain as can be: from now on, on a connection of its own, keys unread."""
     heard = 0
-    async for events in store.watch(keys.ID_PREFIX):
-        if ready.is_set():
-            heard += len(events)
-        elif any(isinstance(event, Synced) for event in events):
-            ready.set()
-        if heard >= count:
-            break
+    create = etcd_pb2.WatchCreateRequest(
+        key=keys.ID_PREFIX.encode(), range_end=prefix_end(keys.ID_PREFIX).encode()
+    )
+    async with channel(target) as dialled:
+        stream = etcd_pb2_grpc.WatchStub(dialled).Watch()
+        await stream.write(etcd_pb2.WatchRequest(create_request=create))
+        while heard < count:
+            answer = await stream.read()
+            heard += len(answer.events)
+            if answer.created:
+                ready.set()
+        stream.cancel()
     return time.perf_counter()
 
 
@@ -165,9 +172,8 @@ async def told(
     return max(task.result() for task in hearing) - started
 
 
-async def watches(
-    plane: ControlPlane, store: EtcdStore, rounds: int, clients: int, burst: int
-) -> None:
+async def watches(plane: ControlPlane, rounds: int, clients: int, burst: int) -> None:
+    etcd = f"127.0.0.1:{plane.etcd_port}"
     samples: dict[str, list[float]] = defaultdict(list)
     async with allocations(plane) as made:
         for _ in range(rounds):
@@ -175,7 +181,7 @@ async def watches(
                 streams = [lambda at: stream_client(plane, at, burst)] * count
                 label = f"{count} over REST, {burst:,} changes"
                 samples[label].append(await told(streams, made, burst))
-            direct = [lambda at: etcd_client(store, at, burst)] * clients
+            direct = [lambda at: etcd_client(etcd, at, burst)] * clients
             label = f"{clients} of etcd, {burst:,} changes"
             samples[label].append(await told(direct, made, burst))
     figures.table(f"new identities told to all watchers, {rounds} times", samples)
@@ -187,8 +193,7 @@ async def measured(identities: int, rounds: int, clients: int, burst: int) -> No
         stack.callback(plane.stop)
         store = EtcdStore(EtcdConfig(endpoints=(f"127.0.0.1:{plane.etcd_port}",)))
         await stack.enter_async_context(store)
-        # While there are few: a watch of etcd begins with the list, one over REST need not.
-        await watches(plane, store, rounds, clients, burst)
+        await watches(plane, rounds, clients, burst)
         held = len((await store.list(keys.ID_PREFIX)).items)
         async with allocations(plane) as made:
             made.skip(held)

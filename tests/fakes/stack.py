@@ -265,4 +265,5 @@ class ControlPlane(Stack):
     def needs() -> None: ...
 
     def answers(self) -> bool:
-        return "nodes" in json.loads(self.rest.get("/v1/nodes"))
+        services = json.loads(self.rest.get("/v1/status"))["services"]
+        return set(services.values()) == {"ok"}

@@ -15,6 +15,7 @@ from services.apid.backends import Backends
 from services.apid.ipam import model
 from services.apid.ipam.backend import Ipam
 from services.apid.rest import pages
+from services.apid.rest.conditional import NEW
 from services.apid.rest.errors import BAD_BODY, PRECONDITION_FAILED, Refusal
 from services.apid.rest.params import Chosen, Paged
 from services.apid.rest.route import Answer, AnyRoute, Body, Call, Nothing, Route
@@ -81,7 +82,8 @@ class IpamHandlers:
         except msgspec.DecodeError as error:
             raise Refusal(BAD_BODY, f"body: {error}") from error
         name = call.takes.name
-        revision = 0 if call.takes.create else await self._pool_revision(name, call.if_match)
+        create = call.takes.create or call.if_match == (NEW,)
+        revision = 0 if create else await self._pool_revision(name, call.if_match)
         return await self._ipam.put_pool(name, spec, revision, dry_run=call.takes.dry_run)
 
     async def delete_pool(self, call: Call[PoolPath]) -> model.PoolDeleted:

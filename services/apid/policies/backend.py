@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import grpc.aio
@@ -10,6 +11,8 @@ from tessera_wire.policy.v1 import policy_pb2, policy_pb2_grpc
 
 from services.apid.backends import RPC_DEADLINE_S
 from services.apid.policies import model
+from services.apid.rest.errors import PRECONDITION_FAILED, Refusal
+from services.runtime.errors import Conflict
 from services.wire.client import call, trace_metadata, translate
 
 # Parsing and writing as many policies as one request can hold.
@@ -21,17 +24,24 @@ class Policies:
         self._stub = policy_pb2_grpc.PolicyAdminStub(to)
 
     async def apply(self, request: policy_pb2.ApplyRequest) -> model.Applied:
-        answer = await call(self._stub.Apply, request, deadline_s=APPLY_DEADLINE_S)
+        """Raises PRECONDITION_FAILED where a policy is not as `expected`."""
+        with _guarded(request.expected):
+            answer = await call(self._stub.Apply, request, deadline_s=APPLY_DEADLINE_S)
         return model.Applied(
             answer.revision, _applied(answer.policies), tuple(map(problem_of, answer.problems))
         )
 
-    async def delete(self, refs: Iterable[model.Ref], author: str) -> model.Deleted:
+    async def delete(
+        self, refs: Iterable[model.Ref], author: str, expected: Iterable[int] = ()
+    ) -> model.Deleted:
+        """Raises PRECONDITION_FAILED where a policy has none of the `expected` revisions."""
         request = policy_pb2.DeleteRequest(
             refs=map(_ref_to_wire, refs),
             author=author,
+            expected=expected,
         )
-        answer = await call(self._stub.Delete, request, deadline_s=RPC_DEADLINE_S)
+        with _guarded(request.expected):
+            answer = await call(self._stub.Delete, request, deadline_s=RPC_DEADLINE_S)
         return model.Deleted(
             answer.revision, _applied(answer.policies), tuple(map(ref_of, answer.not_found))
         )
@@ -72,6 +82,17 @@ class Policies:
         )
         answer = await call(self._stub.Rollback, request, deadline_s=APPLY_DEADLINE_S)
         return model.Applied(answer.revision, _applied(answer.policies))
+
+
+@contextmanager
+def _guarded(expected: Sequence[int]) -> Iterator[None]:
+    """To whoever names what he expects, a conflict is that expectation gone wrong."""
+    try:
+        yield
+    except Conflict as error:
+        if not expected:
+            raise
+        raise Refusal(PRECONDITION_FAILED, str(error)) from error
 
 
 def _ref_to_wire(ref: model.Ref) -> policy_pb2.PolicyRef:

@@ -15,13 +15,15 @@ from services.apid.policies import model
 from services.apid.policies.backend import Policies
 from services.apid.rest import pages
 from services.apid.rest.errors import BAD_BODY, BAD_QUERY, INVALID, Refusal
-from services.apid.rest.params import Paged
-from services.apid.rest.route import AnyRoute, Body, Call, Event, Nothing, Route, Stream
+from services.apid.rest.params import Chosen, Paged
+from services.apid.rest.route import Answer, AnyRoute, Body, Call, Event, Nothing, Route, Stream
 from services.policy.clauses import PolicyRef
 from services.policy.parse import parse
 from services.runtime.errors import Conflict, Invalid, NotFound
 
 _NO_NAMESPACE = "_"
+# A revision that nothing has.
+_NEVER = 2**63 - 1
 
 
 class ApplyQuery(Nothing, frozen=True):
@@ -47,6 +49,21 @@ class PolicyPath(Nothing, frozen=True):
     kind: str
     namespace: str
     name: str
+    author: str = ""
+
+
+class OnePath(Chosen, frozen=True, kw_only=True):
+    kind: str
+    namespace: str
+    name: str
+
+
+class PutPath(Nothing, frozen=True):
+    kind: str
+    namespace: str
+    name: str
+    dry_run: bool = False
+    source: str = "request body"
     author: str = ""
 
 
@@ -86,7 +103,7 @@ class PolicyHandlers:
 
     async def apply(self, call: Call[ApplyQuery]) -> model.Applied:
         query = call.takes
-        applied = await self._policies.apply(
+        return await self._applied(
             policy_pb2.ApplyRequest(
                 manifests=call.body,
                 default_namespace=query.namespace,
@@ -95,9 +112,36 @@ class PolicyHandlers:
                 source=query.source,
             )
         )
+
+    async def _applied(self, request: policy_pb2.ApplyRequest) -> model.Applied:
+        applied = await self._policies.apply(request)
         if any(problem.severity == "error" for problem in applied.problems):
             raise refusal(applied.problems, "nothing was applied")
         return applied
+
+    async def get_policy(self, call: Call[OnePath]) -> Answer:
+        ref = _at(call.takes)
+        found, _ = await self._policies.list(ref.kind, ref.namespace, ref.name)
+        if not found:
+            raise _absent(ref)
+        return Answer(found[0], str(found[0].revision))
+
+    async def put_policy(self, call: Call[PutPath]) -> model.Applied:
+        at, ref = call.takes, _at(call.takes)
+        named = {one.policy.ref for one in parse(call.body, at.source, ref.namespace).policies}
+        others = named - {PolicyRef(ref.kind, ref.namespace, ref.name)}
+        if others:
+            raise Invalid(f"the path names {ref.kind} {ref.name}, the body {min(others)}")
+        return await self._applied(
+            policy_pb2.ApplyRequest(
+                manifests=call.body,
+                default_namespace=ref.namespace,
+                dry_run=at.dry_run,
+                author=at.author,
+                source=at.source,
+                expected=_revisions(call.if_match),
+            )
+        )
 
     async def list_policies(self, call: Call[PolicyQuery]) -> model.StoredPolicies:
         query = call.takes
@@ -108,12 +152,9 @@ class PolicyHandlers:
     async def delete_policy(self, call: Call[PolicyPath]) -> model.Deleted:
         at = call.takes
         ref = _at(at)
-        deleted = await self._policies.delete([ref], at.author)
+        deleted = await self._policies.delete([ref], at.author, _revisions(call.if_match))
         if deleted.not_found:
-            raise NotFound(
-                f"policy {PolicyRef(ref.kind, ref.namespace, ref.name)} does not exist;"
-                " see GET /v1/policies"
-            )
+            raise _absent(ref)
         return deleted
 
     async def delete_policies(self, call: Call[DeleteQuery]) -> model.Deleted:
@@ -162,8 +203,17 @@ def routes(backends: Backends) -> tuple[AnyRoute, ...]:
             body=_NAMES, raises=(Invalid, Conflict),
         ),
         Route(
+            "GET", "/v1/policies/{kind}/{namespace}/{name}", "One policy; _ for no namespace",
+            on.get_policy, OnePath, model.StoredPolicy, raises=(NotFound,),
+        ),
+        Route(
+            "PUT", "/v1/policies/{kind}/{namespace}/{name}", "Create or replace one",
+            on.put_policy, PutPath, model.Applied,
+            body=_MANIFESTS, raises=(Invalid,), refusal=model.Refused, guarded=True,
+        ),
+        Route(
             "DELETE", "/v1/policies/{kind}/{namespace}/{name}", "Delete one; _ for no namespace",
-            on.delete_policy, PolicyPath, model.Deleted, raises=(NotFound, Invalid, Conflict),
+            on.delete_policy, PolicyPath, model.Deleted, raises=(NotFound, Invalid), guarded=True,
         ),
         Route(
             "GET", "/v1/policies/{kind}/{namespace}/{name}/status",
@@ -186,7 +236,19 @@ def routes(backends: Backends) -> tuple[AnyRoute, ...]:
     )  # fmt: skip
 
 
-def _at(path: StatusPath | PolicyPath) -> model.Ref:
+def _absent(ref: model.Ref) -> NotFound:
+    policy = PolicyRef(ref.kind, ref.namespace, ref.name)
+    return NotFound(f"policy {policy} does not exist; see GET /v1/policies")
+
+
+def _revisions(versions: tuple[str, ...] | None) -> list[int]:
+    """Of If-Match; a tag that no policy ever had is met by none."""
+    if versions is None:
+        return []
+    return [int(one) for one in versions if one.isascii() and one.isdecimal()] or [_NEVER]
+
+
+def _at(path: OnePath | PutPath | StatusPath | PolicyPath) -> model.Ref:
     namespace = "" if path.namespace == _NO_NAMESPACE else path.namespace
     return model.Ref(path.kind, path.name, namespace)
 

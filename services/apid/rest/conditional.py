@@ -19,23 +19,40 @@ _TAGS = re.compile(r'\s*(?:(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"\s*(?:,\s*|$))+')
 _TAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
 _TAG_BYTES: Final = 12
 ANY: Final = "*"
+# The version of what does not exist.
+NEW: Final = "0"
 
 
 def tag_of(body: bytes) -> str:
     return hashlib.blake2b(body, digest_size=_TAG_BYTES).hexdigest()
 
 
+def versioned(version: str, body: bytes) -> str:
+    """A tag of an object with a version of its own: writes look at that alone, so that what only
+    looks different (a count, a state) refuses none; reads at all of it."""
+    return f"{version}.{tag_of(body)}"
+
+
 def if_match(request: web.Request, *, guarded: bool) -> tuple[str, ...] | None:
-    """For a route that writes. None: unconditional, or `*`: an object that is not there fails by
-    itself."""
+    """For a route that writes: versions. None: unconditional, or `*`: an object that is not there
+    fails by itself. (NEW,) for `If-None-Match: *`."""
     for header in ("If-Match", "If-None-Match"):
-        if header in request.headers and not (guarded and header == "If-Match"):
+        if header in request.headers and not guarded:
             raise Refusal(
                 BAD_HEADER,
                 f"{request.method} {request.path} does not heed {header}; send it without",
             )
+    absent = _tags(request, "If-None-Match", weak=True)
+    if absent is not None:
+        if absent != (ANY,) or "If-Match" in request.headers:
+            raise Refusal(
+                BAD_HEADER, f"{request.method} {request.path} takes If-None-Match: * alone"
+            )
+        return (NEW,)
     tags = _tags(request, "If-Match", weak=False)
-    return None if tags is None or ANY in tags else tags
+    if tags is None or ANY in tags:
+        return None
+    return tuple(tag.partition(".")[0] for tag in tags)
 
 
 def read(request: web.Request, body: bytes, etag: str) -> web.Response:

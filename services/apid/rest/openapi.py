@@ -210,19 +210,22 @@ def _parameters(route: AnyRoute) -> list[Json]:
 
 
 def _conditions(route: Route[Any]) -> list[Json]:
-    names = ["If-None-Match", "If-Match"] if route.method == "GET" else []
-    if route.guarded:
-        names.append("If-Match")
+    names = ["If-None-Match", "If-Match"] if route.method == "GET" or route.guarded else []
     return [
         {
             "name": name,
             "in": "header",
             "required": False,
             "description": "Entity tags as an ETag header gave them, or *.",
-            "schema": {"type": "string", "pattern": _ETAGS},
+            "schema": {"type": "string", "pattern": _tags_of(name, route)},
         }
         for name in names
     ]
+
+
+def _tags_of(name: str, route: Route[Any]) -> str:
+    """A write may insist that there is nothing, not that there is something else."""
+    return r"^\*$" if route.guarded and name == "If-None-Match" else _ETAGS
 
 
 def _with_optional_fields(route: Route[Any], components: Json) -> Json:

@@ -26,9 +26,9 @@ _VARIABLE: Final = re.compile(r"\{(\w+)\}")
 class Call(Generic[T]):
     """A request as its handler sees it.
 
-    `takes` holds path variables and query. `content_type` is one of the route's. `if_match`: entity
-    tags, of which the object must have one; None: any object will do. `last_event_id`: where a
-    stream goes on.
+    `takes` holds path variables and query. `content_type` is one of the route's. `if_match`:
+    versions, of which the object must have one ("0": it must not exist); None: any will do.
+    `last_event_id`: where a stream goes on.
     """
 
     takes: T
@@ -40,10 +40,10 @@ class Call(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A body whose entity tag is not made from its bytes. `etag` without the quotes."""
+    """A body that has a version, which a write may insist on by If-Match."""
 
     body: msgspec.Struct
-    etag: str
+    version: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,9 @@ def _answering(route: Route[Any]) -> Handler:
         content = encoded(given, route.items, names)
         if request.method not in _READS:
             return web.Response(body=content, content_type=JSON)
-        etag = answer.etag if isinstance(answer, Answer) else conditional.tag_of(content)
+        etag = conditional.tag_of(content)
+        if isinstance(answer, Answer):
+            etag = conditional.versioned(answer.version, content)
         response = conditional.read(request, content, etag)
         if following := getattr(given, "next", ""):
             page = request.rel_url.update_query(cursor=following)

@@ -256,6 +256,71 @@ async def test_the_trace_of_the_request_is_continued(client: Client, policyd: Ru
     assert [t.split("-")[1] for t in view.traceparents] == [TRACE_ID]
 
 
+# ------------------------------------------------------------------ one policy, guarded
+
+ONE = "/v1/policies/CiliumNetworkPolicy/shop/api"
+
+
+async def sent(
+    client: Client, method: str, body: str = "", path: str = ONE, **headers: str
+) -> tuple[int, Any]:
+    kind = {"Content-Type": "application/yaml"} if body else {}
+    async with client.request(
+        method, path, data=body or None, headers={**kind, **headers}
+    ) as response:
+        return response.status, await response.json(content_type=None)
+
+
+async def etag(client: Client) -> str:
+    async with client.get(ONE) as response:
+        assert response.status == 200
+        return response.headers["ETag"]
+
+
+async def test_a_policy_is_made_once_and_changed_by_who_has_seen_it(client: Client) -> None:
+    first, second = keys.allow("api", "api", "web"), keys.allow("api", "api", "db")
+    new = {"If-None-Match": "*"}
+    assert (await sent(client, "PUT", first, **new))[0] == 200
+    status, problem = await sent(client, "PUT", second, **new)
+    assert (status, problem["type"]) == (412, "urn:tessera:problem:precondition-failed")
+    seen = await etag(client)
+    status, applied = await sent(client, "PUT", second, **{"If-Match": seen})
+    assert (status, applied["policies"][0]["action"]) == (200, "configured")
+    status, problem = await sent(client, "PUT", first, **{"If-Match": seen})
+    assert status == 412
+    assert "read it again" in problem["detail"]
+    assert (await get(client, ONE))["manifest"] == second
+
+
+async def test_a_policy_is_deleted_by_who_has_seen_it(client: Client) -> None:
+    assert (await sent(client, "PUT", keys.allow("api", "api", "web")))[0] == 200
+    old = await etag(client)
+    assert (await sent(client, "PUT", keys.allow("api", "api", "db")))[0] == 200
+    assert (await sent(client, "DELETE", **{"If-Match": old}))[0] == 412
+    assert (await sent(client, "DELETE", **{"If-Match": '"nobodys"'}))[0] == 412
+    held = f'"x", {await etag(client)}'
+    assert (await sent(client, "DELETE", **{"If-Match": held}))[0] == 200
+    assert (await sent(client, "DELETE", **{"If-Match": held}))[0] == 412
+    assert (await sent(client, "GET"))[0] == 404
+
+
+async def test_what_only_looks_different_refuses_no_write(client: Client, policyd: Running) -> None:
+    manifest = keys.allow("api", "api", "web")
+    await sent(client, "PUT", manifest)
+    seen = await etag(client)
+    await policyd.policyd.view.reached(await policyd.put(keys.identity(API, keys.pod("api"))))
+    async with client.get(ONE, headers={"If-None-Match": seen}) as response:
+        assert (response.status, (await response.json())["selects"]) == (200, 1)
+    assert (await sent(client, "DELETE", **{"If-Match": seen}))[0] == 200
+
+
+async def test_a_body_must_describe_what_the_path_names(client: Client) -> None:
+    status, problem = await sent(client, "PUT", keys.allow("other", "api", "web"))
+    assert status == 422
+    assert "the path names CiliumNetworkPolicy api, the body" in problem["detail"]
+    assert (await get(client, "/v1/policies"))["policies"] == []
+
+
 # ------------------------------------------------------------------ the other services
 
 
