@@ -26,25 +26,20 @@ static __always_inline struct ipcache_entry *ipcache6_find(const struct addr *ad
 }
 
 /* Whose address it is and how to get there; the world, natively, where nobody knows. */
-__noinline int find_peer(const struct addr *addr, struct ipcache_entry *peer)
+static __always_inline void find_peer(const struct addr *addr, struct ipcache_entry *peer)
 {
 	struct ipcache_entry *found;
 
-	if (!addr || !peer)
-		return 0;
 	found = is_mapped(addr) ? ipcache4_find(addr->w[3]) : ipcache6_find(addr);
 	peer->identity = found ? found->identity : IDENTITY_WORLD;
 	peer->tunnel = found ? found->tunnel : 0;
-	return 0;
 }
 
 /* Interface of the endpoint of this node that has the address; 0: none has. */
-__noinline int local_ifindex(const struct addr *addr)
+static __always_inline __u32 local_ifindex(const struct addr *addr)
 {
 	struct local_endpoint *local;
 
-	if (!addr)
-		return 0;
 	if (is_mapped(addr))
 		local = bpf_map_lookup_elem(&local4, &addr->w[3]);
 	else

@@ -110,10 +110,8 @@ static __always_inline int parse_icmp(struct __sk_buff *skb, struct packet *pkt,
 }
 
 /* `room`: bytes from l4_offset to the end of the IP packet. 0 or a drop reason. */
-__noinline int parse_transport(struct __sk_buff *skb, struct packet *pkt, __u32 room)
+static __always_inline int parse_transport(struct __sk_buff *skb, struct packet *pkt, __u32 room)
 {
-	if (!pkt)
-		return DROP_INVALID_PACKET;
 	switch (pkt->proto) {
 	case IPPROTO_TCP:
 		return parse_tcp(skb, pkt, room);
