@@ -53,8 +53,16 @@ static __always_inline bool is_node(const struct addr *addr)
 /* Node devices carry what is not IP, too, and that is not ours to judge. */
 static __always_inline bool is_ip(const struct __sk_buff *skb)
 {
-	return !skb->vlan_present && (skb->protocol == bpf_htons(ETH_P_IP) ||
-				      skb->protocol == bpf_htons(ETH_P_IPV6));
+	return !is_of_vlan(skb) && (skb->protocol == bpf_htons(ETH_P_IP) ||
+				    skb->protocol == bpf_htons(ETH_P_IPV6));
+}
+
+/* A tag inside one that names no VLAN: the stack takes both off and would hand over what stands
+ * behind them as the device's own. */
+static __always_inline bool is_hidden(const struct __sk_buff *skb)
+{
+	return skb->vlan_present && !is_of_vlan(skb) &&
+	       (skb->protocol == bpf_htons(ETH_P_8021Q) || skb->protocol == bpf_htons(ETH_P_8021AD));
 }
 
 /* The answer goes back where the packet came from; to_netdev knows it by its mark. */
@@ -86,6 +94,8 @@ int from_netdev(struct __sk_buff *skb)
 	struct pass pass = {};
 	int reason;
 
+	if (is_hidden(skb))
+		return drop_at(skb, &pass, SIDE_INGRESS, DROP_UNSUPPORTED_L2);
 	if (!is_ip(skb) || !node)
 		return TC_ACT_OK;
 	reason = parse(skb, &pass.pkt);
@@ -97,7 +107,7 @@ int from_netdev(struct __sk_buff *skb)
 		fragment_remember(&pass.pkt);
 	if (!reason && node->flags & CONFIG_MASQUERADE && unmasquerade(skb, &pass.pkt, node))
 		return TC_ACT_OK;
-	find_peer(&pass.pkt.daddr, &peer);
+	find_on_link(&pass.pkt.daddr, &peer);
 	if (peer.identity != IDENTITY_HOST)
 		return TC_ACT_OK;
 	pass.dst_identity = IDENTITY_HOST;
@@ -131,7 +141,7 @@ int to_netdev(struct __sk_buff *skb)
 	if (!pass.by[SIDE_EGRESS].ifindex)
 		return TC_ACT_OK;
 	reason = parse(skb, &pass.pkt);
-	find_peer(&pass.pkt.saddr, &peer);
+	find_on_link(&pass.pkt.saddr, &peer);
 	if (peer.identity != IDENTITY_HOST)
 		return TC_ACT_OK; /* passes through */
 	find_peer(&pass.pkt.daddr, &peer);

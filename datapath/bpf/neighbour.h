@@ -124,6 +124,7 @@ __noinline int discovery_from(struct __sk_buff *skb, const struct pass *pass)
 			return advertise(skb, &pass->pkt, &said.target, row->mac, row->host_mac);
 	}
 	if (pass->pkt.icmp_type == ICMP6_ADVERT && !is_zero(&row->ipv6) &&
+	    is_on_link6(&pass->pkt.daddr) &&
 	    same_addr(&said.target, &row->ipv6) && same_addr(&pass->pkt.saddr, &row->ipv6) &&
 	    at - ETH_HLEN + sizeof(said) + sizeof(option) == pass->pkt.length &&
 	    !bpf_skb_load_bytes(skb, at + sizeof(said), &option, sizeof(option)) &&

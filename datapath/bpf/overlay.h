@@ -66,9 +66,10 @@ __noinline int unwrap(struct __sk_buff *skb, struct pass *pass)
 	if (!pass->src_identity)
 		return DROP_INVALID_VNI;
 	find_peer(&pass->pkt.saddr, &peer);
-	if (peer.identity == IDENTITY_HOST || local_ifindex(&pass->pkt.saddr))
+	if (peer.identity == IDENTITY_HOST || local_ifindex(&pass->pkt.saddr) ||
+	    is_link_local6(&pass->pkt.saddr))
 		return DROP_INVALID_SRC_IP;
-	return 0;
+	return is_discovery(&pass->pkt) ? DROP_FORBIDDEN_ICMP6 : 0;
 }
 
 /* To an endpoint of this node, or to the node itself. */

@@ -53,6 +53,8 @@
 /* The port of an echo's answering side in its tuple, whatever the family. */
 #define ECHO_PORT 8
 
+#define VLAN_ID 0x0fff /* 0: a priority alone, and the device's own packet (IEEE 802.1Q) */
+
 #define IP_MORE_FRAGMENTS 0x2000
 #define IP_OFFSET_MASK 0x1fff
 #define IP_MIN_HEADER sizeof(struct iphdr)
@@ -145,6 +147,13 @@ static __always_inline bool is_link_local6(const struct addr *addr)
 	return (addr->w[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
+/* No router passes on what goes there. */
+static __always_inline bool is_on_link6(const struct addr *addr)
+{
+	return is_link_local6(addr) ||
+	       (addr->w[0] & bpf_htonl(0xffff0000)) == bpf_htonl(0xff020000);
+}
+
 static __always_inline bool same_addr(const struct addr *a, const struct addr *b)
 {
 	return a->w[3] == b->w[3] && a->w[2] == b->w[2] && a->w[1] == b->w[1] && a->w[0] == b->w[0];
@@ -153,6 +162,11 @@ static __always_inline bool same_addr(const struct addr *a, const struct addr *b
 static __always_inline bool same_mac(const __u8 *a, const __u8 *b)
 {
 	return !__builtin_memcmp(a, b, ETH_ALEN);
+}
+
+static __always_inline bool is_of_vlan(const struct __sk_buff *skb)
+{
+	return skb->vlan_present && skb->vlan_tci & VLAN_ID;
 }
 
 /* Discovery of neighbours and routers: about the link, not about a flow. */

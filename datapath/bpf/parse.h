@@ -195,7 +195,7 @@ __noinline int parse_ipv6(struct __sk_buff *skb, struct packet *pkt)
  * powerless: they are permanent. */
 static __always_inline int parse(struct __sk_buff *skb, struct packet *pkt)
 {
-	if (skb->vlan_present)
+	if (is_of_vlan(skb))
 		return DROP_UNSUPPORTED_L2;
 	switch (skb->protocol) {
 	case bpf_htons(ETH_P_IP):

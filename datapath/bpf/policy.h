@@ -35,6 +35,14 @@ static __always_inline void find_peer(const struct addr *addr, struct ipcache_en
 	peer->tunnel = found ? found->tunnel : 0;
 }
 
+/* The same where the other end of the link is the host: it has every link-local address there. */
+static __always_inline void find_on_link(const struct addr *addr, struct ipcache_entry *peer)
+{
+	find_peer(addr, peer);
+	if (is_link_local6(addr))
+		peer->identity = IDENTITY_HOST;
+}
+
 /* Interface of the endpoint of this node that has the address; 0: none has. */
 static __always_inline __u32 local_ifindex(const struct addr *addr)
 {

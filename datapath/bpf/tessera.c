@@ -55,7 +55,7 @@ static __always_inline int leave(struct __sk_buff *skb, struct pass *pass)
 	__be32 tunnel;
 	int reason;
 
-	find_peer(&pass->pkt.daddr, &peer);
+	find_on_link(&pass->pkt.daddr, &peer);
 	pass->dst_identity = peer.identity;
 	if (is_tunnelled(&pass->pkt, node))
 		return drop_at(skb, pass, SIDE_EGRESS, DROP_ENCAP_PROHIBITED);
@@ -156,7 +156,7 @@ int to_endpoint(struct __sk_buff *skb)
 		return drop_at(skb, &pass, SIDE_INGRESS, DROP_INVALID_SRC_IP);
 	if (pass.pkt.fragment == FRAGMENT_FIRST)
 		fragment_remember(&pass.pkt);
-	find_peer(&pass.pkt.saddr, &peer);
+	find_on_link(&pass.pkt.saddr, &peer);
 	pass.src_identity = peer.identity;
 	if (is_untunnelled(skb, &peer))
 		return drop_at(skb, &pass, SIDE_INGRESS, DROP_INVALID_SRC_IP);

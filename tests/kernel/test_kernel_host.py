@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+from ipaddress import IPv6Address
+
 import pytest
 
 from datapath.maps.layout import (
@@ -24,7 +27,7 @@ from tests.fakes.kernel_node import (
     answer,
     peer,
 )
-from tests.fakes.packets import UDP
+from tests.fakes.packets import DROPPED, UDP, ipv6_packet, udp_datagram
 
 pytestmark = pytest.mark.kernel
 
@@ -176,6 +179,40 @@ def test_tunnels_of_nodes_pass_and_of_nobody_else(firewalled: KernelNode) -> Non
         sender.sendto(b"x", (str(NODE), VXLAN))
         assert inside.recv(8) == b"x"
     assert node.drops() == []
+
+
+def test_a_link_local_address_is_no_way_around(firewalled: KernelNode, alice: Workload) -> None:
+    node = firewalled
+    words = node.ns.ip("-6 -o addr show dev up0 scope link").split()
+    address = words[words.index("inet6") + 1].split("/")[0]
+    with node.ns.udp(5000, "::") as server, node.remote.udp(0, "::") as client:
+        index = node.remote.call(lambda: socket.if_nametoindex("eth0"))
+        client.sendto(b"x", (address, 5000, 0, index))
+        with pytest.raises(TimeoutError):
+            server.recv(8)
+    near = ipv6_packet(alice, IPv6Address("fe80::77"), UDP, udp_datagram(4000, 5000))
+    assert node.inject(alice, near) == DROPPED
+    drops = node.events(EventType.DROP)
+    assert {(e.reason, e.endpoint, e.dport) for e in drops} == {(133, 99, 5000)}
+
+
+@pytest.mark.parametrize("tags", [1, 2])
+def test_a_tag_without_a_vlan_is_no_way_around(firewalled: KernelNode, tags: int) -> None:
+    """The stack takes such a tag off, and the packet is the device's own."""
+    node = firewalled
+    shown = node.ns.ip("-o link show dev up0").split("link/ether ")[1]
+    mac = bytes.fromhex(shown[:17].replace(":", ""))
+    packet = mac + frame(REMOTE.packed, NODE.packed)[6:]
+    tagged = packet[:12] + b"\x81\x00\x20\x00" * tags + packet[12:]
+    with (
+        node.ns.udp(2) as server,
+        node.remote.socket(socket.SOCK_RAW, family=socket.AF_PACKET) as sock,
+    ):
+        node.remote.call(lambda: sock.bind(("eth0", 0)))
+        sock.send(tagged)
+        with pytest.raises(TimeoutError):
+            server.recv(8)
+    assert [drop[:2] for drop in node.drops()] == [(133 if tags == 1 else 166, INGRESS)]
 
 
 def test_the_nodes_own_address_from_the_network_is_forged(firewalled: KernelNode) -> None:

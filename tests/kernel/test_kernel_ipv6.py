@@ -293,6 +293,9 @@ def test_nobody_speaks_for_another_address_or_as_a_router(
     assert dropped_with(node, alice, advert(alice, own, bob.link.mac, own)) == 176
     assert dropped_with(node, alice, advert(alice, own, mac, bob.address6)) == 176
     assert dropped_with(node, alice, advert(alice, GATEWAY6, mac, GATEWAY6)) == 176
+    afar = advert(alice, own, mac, own)
+    afar = afar[:38] + REMOTE6.packed + afar[54:]
+    assert dropped_with(node, alice, afar) == 176
     for kind in (134, 137):
         body = bytes([kind, 0, 0, 0]) + bytes(36)
         packet = ipv6_packet(alice, ALL_NODES, ICMP6, body, hops=255, sender=LINK_LOCAL)
