@@ -49,15 +49,18 @@ class NodeMachine:
 
     def see(self, record: EndpointRecord) -> Seen:
         """Everything an endpoint is made of, as the kernel has it."""
-        row = self.datapath.tables.endpoints.get(record.ifindex)
-        local = self.datapath.tables.local4.get(record.address)
+        tables = self.datapath.tables
+        row = tables.endpoints.get(record.ifindex)
+        local = [tables.local4.get(record.address)]
+        if record.address6:
+            local.append(tables.local6.get(record.address6))
         return Seen(
             inside=links.look_inside(record.netns, record.interface),
             outer=links.ifindex_of(record.outer) == record.ifindex,
             carrier=links.has_carrier(record.outer),
             judged=record.outer in self.datapath.attached(),
             row=row is not None and (row.id, row.identity) == (record.id, record.identity),
-            delivered=local is not None and local.ifindex == record.ifindex,
+            delivered=all(to is not None and to.ifindex == record.ifindex for to in local),
         )
 
     def forget_flows(self, record: EndpointRecord) -> int:

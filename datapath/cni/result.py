@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 
 from datapath.agent.record import EndpointRecord
 from datapath.cni.request import Request
 from datapath.cni.spec import CniError, Code, Interface, Ip, Result, Route, older
-from datapath.links import DEFAULT_ROUTE, GATEWAY, MTU, Inside
+from datapath.links import DEFAULT_ROUTE, DEFAULT_ROUTE6, GATEWAY, GATEWAY6, MTU, Inside
 
 INSIDE = 1
 """The place of the container's interface in `interfaces`; the host's is before it."""
@@ -17,7 +16,6 @@ INSIDE = 1
 
 def result(record: EndpointRecord, request: Request) -> Result:
     version = request.version
-    family = "4" if older(version, "1.0.0") else ""
     mtu = 0 if older(version, "1.1.0") else record.mtu or MTU
     return Result(
         version,
@@ -25,15 +23,37 @@ def result(record: EndpointRecord, request: Request) -> Result:
             Interface(record.outer, record.host_mac.hex(":"), mtu=mtu),
             Interface(record.interface, record.mac.hex(":"), record.netns, mtu),
         ),
-        tuple(Ip(address, family, str(GATEWAY), INSIDE) for address in addresses(record)),
-        tuple(Route(dst, str(GATEWAY)) for dst in record.routes or (DEFAULT_ROUTE,)),
+        tuple(
+            Ip(
+                address,
+                _family(address) if older(version, "1.0.0") else "",
+                _gateway(address),
+                INSIDE,
+            )
+            for address in addresses(record)
+        ),
+        tuple(Route(dst, _gateway(dst)) for dst in routes(record)),
         request.config.dns,
     )
 
 
 def addresses(record: EndpointRecord) -> tuple[str, ...]:
-    """With their prefix length."""
-    return (f"{IPv4Address(record.address)}/32",)
+    """With their prefix length, which makes each a network of its own."""
+    return tuple(f"{ip}/{128 if ':' in ip else 32}" for ip in record.ips)
+
+
+def routes(record: EndpointRecord) -> tuple[str, ...]:
+    """Those its addresses can be the source of."""
+    wanted = record.routes or (DEFAULT_ROUTE, DEFAULT_ROUTE6)
+    return tuple(dst for dst in wanted if record.address6 or _family(dst) == "4")
+
+
+def _family(text: str) -> str:
+    return "6" if ":" in text else "4"
+
+
+def _gateway(text: str) -> str:
+    return str(GATEWAY6 if ":" in text else GATEWAY)
 
 
 def expected_result(request: Request) -> Result:
@@ -69,7 +89,8 @@ def differences(request: Request, record: EndpointRecord, seen: Seen) -> Iterato
     if not seen.row:
         yield f"the endpoints map does not have {record.outer} as {record.ref}"
     if not seen.delivered:
-        yield f"the map of local addresses does not lead {record.ip} to {record.outer}"
+        ips = " and ".join(record.ips)
+        yield f"the map of local addresses does not lead {ips} to {record.outer}"
     if seen.inside is None:
         yield f"interface {record.interface} is not in {record.netns}"
     else:
@@ -91,5 +112,5 @@ def _differences_inside(request: Request, record: EndpointRecord, inside: Inside
         if ip.interface == INSIDE and ip.address not in addresses(record):
             yield f"prevResult has {ip.address}, the endpoint has {', '.join(addresses(record))}"
     for route in previous.routes:
-        if route.gw == str(GATEWAY) and route.dst not in inside.routes:
+        if route.gw == _gateway(route.dst) and route.dst not in inside.routes:
             yield f"the route to {route.dst} is gone"

@@ -96,6 +96,17 @@ class Cni:
     async def _add(self, request: Request) -> bytes:
         decide.refuse_chained(request)
         wanted = await self._wanted(request)
+        while True:
+            try:
+                return encode(result(await self._attached(request, wanted), request))
+            except Conflict:
+                # The same call twice, and the other was a moment earlier: its answer is ours.
+                if not decide.attachments(
+                    self.endpoints.records, request.container, request.interface
+                ):
+                    raise
+
+    async def _attached(self, request: Request, wanted: Wanted) -> EndpointRecord:
         await self._rest(
             record
             for record in self.endpoints.records
@@ -104,13 +115,12 @@ class Cni:
         )
         match decide.addition(request, wanted, self.endpoints.records, self._lives):
             case decide.Answer(record):
-                return encode(result(record, request))
+                return record
             case decide.Replace(old):
                 await self._remove([old])
             case decide.Make():
                 pass
-        made = await self.endpoints.create(wanted)
-        return encode(result(made, request))
+        return await self.endpoints.create(wanted)
 
     async def _wanted(self, request: Request) -> Wanted:
         if not await asyncio.to_thread(self.machine.netns_exists, request.netns):

@@ -23,7 +23,7 @@ from tests.fakes.libcni import (
     install_plugin,
 )
 from tests.fakes.netns import Namespace, namespace
-from tests.fakes.stack import Stack, eventually
+from tests.fakes.stack import POOL, Stack, eventually
 
 pytestmark = pytest.mark.kernel
 
@@ -52,7 +52,8 @@ spec:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     labels = {"labels_dir": str(tmp_path_factory.mktemp("labels"))}
-    made = Stack.start("cni", {"agent": labels})
+    pools = {"pools": {"default": {"cidrs": [POOL, "fd00:241::/112"]}}}
+    made = Stack.start("cni", {"agent": labels, "ipamd": pools})
     yield made
     made.stop()
 
@@ -123,6 +124,21 @@ def test_policies_judge_what_a_runtime_added(stack: Stack, runtime: Runtime) -> 
             }
 
         eventually(judged, f"no such flows: {stack.flows(last='50')}")
+        stack.withdraw("CiliumNetworkPolicy", "shop", "db")
+
+
+def test_both_families_are_given_and_judged(stack: Stack, runtime: Runtime) -> None:
+    with namespace() as web, namespace() as db:
+        pair(runtime, web, db)
+        made = runtime.results["c-db", "eth0"]
+        four, six = (ip["address"].split("/")[0] for ip in made["ips"])
+        assert [route["dst"] for route in made["routes"]] == ["0.0.0.0/0", "::/0"]
+        runtime.check("c-db", db.path)
+        stack.apply(LET_IN)
+        with db.listen(5432), db.listen(5432, six), db.listen(5433, six):
+            assert web.can_connect(four, 5432)
+            assert web.can_connect(six, 5432)
+            assert not web.can_connect(six, 5433)
         stack.withdraw("CiliumNetworkPolicy", "shop", "db")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import IPv6Address
 
 import pytest
 
@@ -125,6 +126,22 @@ def test_a_result_has_what_its_version_has(version, family, mtu):
     )
     assert made.ips == (Ip("10.0.0.1/32", family, "169.254.1.1", 1),)
     assert made.routes == (Route("0.0.0.0/0", "169.254.1.1"),)
+
+
+@pytest.mark.parametrize(("version", "families"), [("0.4.0", ["4", "6"]), ("1.0.0", ["", ""])])
+def test_a_result_has_both_families_with_the_gateway_of_each(version, families):
+    both = replace(RECORD, address6=int(IPv6Address("fd00::1")))
+    made = result(both, request(cni_version=version))
+    assert made.ips == (
+        Ip("10.0.0.1/32", families[0], "169.254.1.1", 1),
+        Ip("fd00::1/128", families[1], "fe80::1", 1),
+    )
+    assert made.routes == (Route("0.0.0.0/0", "169.254.1.1"), Route("::/0", "fe80::1"))
+
+
+def test_routes_of_a_family_without_an_address_are_not_made():
+    only = replace(RECORD, routes=("10.0.0.0/8", "fd00::/8"))
+    assert [route.dst for route in result(only, request()).routes] == ["10.0.0.0/8"]
 
 
 def test_a_result_lists_the_routes_that_were_asked_for():
