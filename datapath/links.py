@@ -455,3 +455,51 @@ def ensure_forwarding() -> None:
     six = Path("/proc/sys/net/ipv6/conf/all/forwarding")
     if six.exists() and six.read_text().strip() != "1":
         _sysctl("ipv6/conf/all/forwarding", "1")
+
+
+def devices_with(address: IPv4Address) -> list[str]:
+    """Interfaces that have the address."""
+    with _netlink("cannot read the node's addresses") as netlink:
+        rows = netlink.get_addr(family=socket.AF_INET)
+        return [
+            socket.if_indextoname(row["index"])
+            for row in rows
+            if IPv4Address(row.get("local")) == address
+        ]
+
+
+def mtu_of(name: str) -> int:
+    with _netlink(f"cannot look at {name}") as netlink:
+        (link,) = netlink.get_links(ifindex_of(name))
+        return int(link.get("mtu"))
+
+
+def ensure_overlay(name: str, port: int, mtu: int) -> int:
+    """A VXLAN device for all peers, told by the programs whom to send to; its ifindex. One that is
+    there is kept. Unusable: the port is another device's."""
+    if not ifindex_of(name):
+        with _netlink(f"cannot create {name}, VXLAN on port {port}") as netlink:
+            netlink.link(
+                "add",
+                ifname=name,
+                kind="vxlan",
+                vxlan_collect_metadata=True,
+                vxlan_port=port,
+                vxlan_learning=False,
+                vxlan_udp_csum=False,
+                vxlan_udp_zero_csum6_rx=True,
+            )
+    index = ifindex_of(name)
+    with _netlink(f"cannot set {name} up") as netlink:
+        # The programs say where to; nobody is there to be asked for a hardware address.
+        netlink.link("set", index=index, mtu=mtu, state="up", arp=False)
+    _sysctl(f"ipv4/conf/{name}/rp_filter", "0")
+    return index
+
+
+def reserve_ports(first: int, last: int) -> None:
+    """The kernel gives none of them to a socket that asks for any; others stay as reserved."""
+    path = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
+    wanted, held = f"{first}-{last}", path.read_text().strip()
+    if wanted not in held.split(","):
+        _sysctl("ipv4/ip_local_reserved_ports", ",".join(filter(None, (held, wanted))))

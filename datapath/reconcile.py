@@ -78,7 +78,8 @@ class PolicyTables(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """All rows but the slot revisions, which only ever count up. ipcache: address -> identity."""
+    """All rows but the slot revisions, which only ever count up. ipcache: address -> identity,
+    above it (see `behind`) the node to send it to in a tunnel."""
 
     endpoints: Mapping[int, Endpoint] = field(default_factory=dict)
     local4: Mapping[int, LocalEndpoint] = field(default_factory=dict)
@@ -164,7 +165,10 @@ def read(tables: PolicyTables) -> Contents:
         ipcache=read_ipcache(tables),
         prefixes={prefix: entry.identity for prefix, entry in tables.ipcache4_prefix.items()},
         local6=dict(tables.local6.items()),
-        ipcache6={address: entry.identity for address, entry in tables.ipcache6.items()},
+        ipcache6={
+            address: behind(entry.identity, entry.tunnel)
+            for address, entry in tables.ipcache6.items()
+        },
         prefixes6={prefix: entry.identity for prefix, entry in tables.ipcache6_prefix.items()},
         peers=read_peers(tables),
         ports=dict(tables.policy_port.items()),
@@ -172,14 +176,34 @@ def read(tables: PolicyTables) -> Contents:
     )
 
 
+_IDENTITY = 0xFFFFFFFF
+
+
+def behind(identity: int, tunnel: int) -> int:
+    """An address's row in one number, of which there may be a quarter of a million. `tunnel`: the
+    node's IPv4 address; 0: the way there is a route."""
+    return identity | tunnel << 32
+
+
+def entry_of(value: int) -> IpcacheEntry:
+    return IpcacheEntry(value & _IDENTITY, value >> 32)
+
+
 def read_ipcache(tables: PolicyTables) -> dict[int, int]:
-    """Address -> identity. A quarter of a million rows are read as columns, not as objects."""
+    """As Contents has it. A quarter of a million rows are read as columns, not as objects."""
     found: dict[int, int] = {}
     for keys, values, _ in tables.ipcache4.items_packed():
         addresses = array("I", keys)
         if _NATIVE_IS_LITTLE:
             addresses.byteswap()
-        found.update(zip(addresses, array("I", values)[0::2], strict=True))
+        columns = array("I", values)
+        identities, tunnels = columns[0::2], columns[1::2]
+        if not any(tunnels):
+            found.update(zip(addresses, identities, strict=True))
+            continue
+        if _NATIVE_IS_LITTLE:
+            tunnels.byteswap()
+        found.update(zip(addresses, map(behind, identities, tunnels), strict=True))
     return found
 
 
@@ -278,7 +302,7 @@ def apply_additions(ops: Ops, tables: PolicyTables) -> None:
         {prefix: IpcacheEntry(ops.prefixes[prefix]) for prefix in sorted(ops.prefixes)[::-1]},
     )
     _put(tables.local6, ops.local6)
-    _put(tables.ipcache6, {key: IpcacheEntry(value) for key, value in ops.ipcache6.items()})
+    _put(tables.ipcache6, {key: entry_of(value) for key, value in ops.ipcache6.items()})
     _put(
         tables.ipcache6_prefix,
         {prefix: IpcacheEntry(ops.prefixes6[prefix]) for prefix in sorted(ops.prefixes6)[::-1]},
@@ -319,8 +343,11 @@ def delete_peers(tables: PolicyTables, removed: Iterable[tuple[int, BitMap]]) ->
 
 def put_ipcache(tables: PolicyTables, rows: Mapping[int, int]) -> None:
     if rows:
-        untunnelled = array("I", bytes(4 * len(rows)))
-        values = _interleave(array("I", rows.values()), untunnelled)
+        tunnels = array("I", (value >> 32 for value in rows.values()))
+        if _NATIVE_IS_LITTLE:
+            tunnels.byteswap()
+        identities = array("I", (value & _IDENTITY for value in rows.values()))
+        values = _interleave(identities, tunnels)
         tables.ipcache4.put_packed(_address_keys(rows), values, len(rows))
 
 

@@ -1,6 +1,6 @@
 """Routes to the endpoints of other nodes, in the main table, told apart from everybody else's.
 
-    10.244.3.7 via 192.0.2.12 dev eth0 proto 116 metric M
+    10.244.3.7 via 192.0.2.12 dev eth0 proto 116 metric M      or, tunnelled, dev <overlay>
 
 `proto` says that a Tessera agent made it, the metric which one's it is: several nodes may share a
 machine. Routes outlive the agent, like everything that packets of established endpoints need.
@@ -34,8 +34,10 @@ def metric_of(node: str) -> int:
 class Router:
     """Destinations and gateways are addresses as text; every route is to one address."""
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, node: str, device: int = 0) -> None:
+        """`device`: the overlay's, which all routes lead into; gateways are only remembered."""
         self._metric = metric_of(node)
+        self._device = device
 
     def held(self) -> dict[str, str]:
         """Destination -> gateway of the routes that are this node's."""
@@ -56,7 +58,8 @@ class Router:
         with IPRoute() as netlink:
             for destination, gateway in routes.items():
                 try:
-                    netlink.route("replace", gateway=gateway, **self._named(destination))
+                    way = {"oif": self._device} if self._device else {"gateway": gateway}
+                    netlink.route("replace", **way, **self._named(destination))
                 except NetlinkError as error:
                     refused[destination] = os.strerror(error.code)
         return refused

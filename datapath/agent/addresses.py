@@ -6,14 +6,14 @@ itself is never written or removed for the stream's sake.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address
 from socket import AF_INET, AF_INET6, inet_pton
 
 from datapath.agent.view import Address, View, ViewChange
 from datapath.maps.layout import Endpoint, LocalEndpoint, Prefix4, Prefix6, mapped, plain
-from datapath.reconcile import Ops, PolicyTables, read_ipcache
-from identity.numbers import NumericIdentity
+from datapath.reconcile import Ops, PolicyTables, behind, read_ipcache
+from identity.numbers import KUBE_APISERVER, REMOTE_NODE, NumericIdentity
 
 HOST_IDENTITY = NumericIdentity(1)
 Key = int
@@ -21,18 +21,28 @@ Key = int
 
 _FOUR = mapped(IPv4Address(0)) >> 32
 _LAST = 0xFFFFFFFF
+_NO_TUNNELS: Mapping[str, int] = {}
+NODES = frozenset({REMOTE_NODE, KUBE_APISERVER})
+"""The identities of other nodes."""
 
 
 class AddressRows:
     """`endpoints`: the addresses of the endpoints here; `own`: the node's, which are the host's; of
-    both families, as Key.
-    `doubted`: the tables hold what the stream has yet to confirm; `problem`: not all rows are in
-    the tables, and which are not is not known one by one."""
+    both families, as Key. `tunnelled`: other nodes' endpoints are behind tunnels. `doubted`: the
+    tables hold what the stream has yet to confirm; `problem`: not all rows are in the tables, and
+    which are not is not known one by one."""
 
     def __init__(
-        self, view: View, own_nodes: frozenset[str], endpoints: Callable[[], Iterable[int]]
+        self,
+        view: View,
+        own_nodes: frozenset[str],
+        endpoints: Callable[[], Iterable[Key]],
+        *,
+        tunnelled: bool = False,
     ) -> None:
         self._view = view
+        self._tunnelled = tunnelled
+        self._tunnels: dict[str, int] = {}
         self._own_nodes = own_nodes
         self._endpoints = endpoints
         self.own: frozenset[int] = frozenset()
@@ -40,17 +50,35 @@ class AddressRows:
         self.problem = ""
 
     def following(self, change: ViewChange, tables: PolicyTables) -> Ops:
+        moved = self._nodes_changed(change)
         if self.doubted:
             self.doubted = False
             return surplus(tables, self.all(), self._local())
-        if self.problem:
+        if self.problem or moved:
             self.problem = ""
             return self.all(change.addresses_removed)
         if not change.addresses_put and not change.addresses_removed:
             return Ops()
         return self._rows(change.addresses_put, (a.cidr for a in change.addresses_removed))
 
+    def _nodes_changed(self, change: ViewChange) -> bool:
+        """Whether tunnels lead elsewhere now; then every address is looked at again."""
+        rows = (*change.addresses_put, *change.addresses_removed)
+        if not self._tunnelled or not any(row.identity in NODES for row in rows):
+            return False
+        self._find_tunnels()
+        return True
+
+    def _find_tunnels(self) -> None:
+        self._tunnels = {
+            row.node: int(IPv4Address(row.cidr))
+            for row in self._view.addresses.values()
+            if row.identity in NODES and ":" not in row.cidr
+        }
+
     def all(self, removed: Iterable[Address] = ()) -> Ops:
+        if self._tunnelled:
+            self._find_tunnels()
         return self._rows(self._view.addresses.values(), (address.cidr for address in removed))
 
     def given_back(self, addresses: Iterable[Key]) -> Ops:
@@ -73,7 +101,13 @@ class AddressRows:
         return {*self.own, *self._endpoints()}
 
     def _rows(self, put: Iterable[Address], removed: Iterable[str]) -> Ops:
-        return address_ops(put, removed, local=self._local(), own_nodes=self._own_nodes)
+        return address_ops(
+            put,
+            removed,
+            local=self._local(),
+            own_nodes=self._own_nodes,
+            tunnels=self._tunnels,
+        )
 
 
 def address_ops(
@@ -82,9 +116,11 @@ def address_ops(
     *,
     local: Collection[Key],
     own_nodes: Collection[str],
+    tunnels: Mapping[str, int] = _NO_TUNNELS,
 ) -> Ops:
-    """`own_nodes`: the names of this node. What the stream says of its addresses is left out: the
-    endpoints here are known first-hand, and an echo must not outlive them."""
+    """`tunnels`: node -> where its endpoints are sent to. `own_nodes`: the names of this node. What
+    the stream says of its addresses is left out: the endpoints here are known first-hand, and an
+    echo must not outlive them."""
     ops = Ops()
     for address in put:
         match parse_cidr(address.cidr):
@@ -92,7 +128,8 @@ def address_ops(
                 if address.node and address.node in own_nodes:
                     drop(ops, key)  # it may have been another node's before
                 else:
-                    note(ops, key, address.identity)
+                    tunnel = 0 if address.identity in NODES else tunnels.get(address.node, 0)
+                    note(ops, key, behind(address.identity, tunnel))
             case Prefix4() as prefix:
                 ops.prefixes[prefix] = address.identity
             case Prefix6() as prefix6:

@@ -28,6 +28,7 @@ from datapath.agent.addressing import Addressing
 from datapath.agent.addresslog import FILE, INSTANCE_FILE, AddressLog
 from datapath.agent.checkpoint import ENDPOINTS_FILE, VIEW_FILE, Journal
 from datapath.agent.record import OUTER_PREFIX
+from datapath.agent.underlay import overlay_name
 from datapath.attachments import Attachments
 from datapath.maps.tables import CODECS, MAPS_DIR
 from datapath.routes import Router
@@ -82,6 +83,9 @@ def _steps(config: AgentConfig) -> Iterator[str]:
     if routes := router.held():
         router.drop(routes)
         yield f"{len(routes)} routes to endpoints of other nodes"
+    overlay = overlay_name(config.node_name)
+    if links.delete_veth(overlay):
+        yield f"interface {overlay}, the overlay"
     if bpf_dir.is_dir():
         maps = [name for name in CODECS if (bpf_dir / MAPS_DIR / name).exists()]
         shutil.rmtree(bpf_dir)

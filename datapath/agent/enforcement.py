@@ -86,13 +86,17 @@ class Enforcement:
         *,
         own_nodes: frozenset[str],
         allow_localhost: bool = True,
+        tunnelled: bool = False,
     ) -> None:
         """`own_nodes`: the names this node goes by in addresses. What the stream says of addresses
         of this node is ignored: the endpoints here are known first-hand."""
         self.view = view
         self._tables = tables
         self._addresses = AddressRows(
-            view, own_nodes, lambda: (k for row in self._endpoints.values() for k in keys_of(row))
+            view,
+            own_nodes,
+            lambda: (key for row in self._endpoints.values() for key in keys_of(row)),
+            tunnelled=tunnelled,
         )
         self._allow_localhost = allow_localhost
         self._classes = Classes()

@@ -16,7 +16,10 @@ from datapath.maps.layout import mapped
 
 @dataclass(frozen=True, slots=True)
 class NodeMachine:
+    """`mtu`: of endpoints that ask for none."""
+
     datapath: Datapath
+    mtu: int = links.MTU
 
     def netns_exists(self, netns: str) -> bool:
         return links.netns_exists(netns)
@@ -28,7 +31,7 @@ class NodeMachine:
             record.outer,
             address,
             address6=_six(record),
-            mtu=record.mtu or links.MTU,
+            mtu=record.mtu or self.mtu,
             routes=record.routes,
         )
 

@@ -50,11 +50,12 @@ from datapath.agent.session import Session
 from datapath.agent.status import Status
 from datapath.agent.subscribe import Door, Subscription
 from datapath.agent.tools_api import ToolsApi
+from datapath.agent.underlay import Underlay, attach, prepare, roles
 from datapath.agent.verify import Verifier
 from datapath.agent.view import View
 from datapath.cni.service import Cni
 from datapath.loader import AttachMode, Datapath
-from datapath.maps.layout import ConfigFlags, NodeConfig, mapped
+from datapath.maps.layout import mapped
 from datapath.maps.tables import Sizes
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.config import AgentConfig, targets
@@ -80,6 +81,8 @@ class Restored:
     view: View
     datapath: Datapath
     own: tuple[IPv4Address | IPv6Address, ...]
+    node_ip: str
+    underlay: Underlay
     addresses: AddressLog
 
 
@@ -119,12 +122,16 @@ def restore(config: AgentConfig) -> Restored:
         sizes,
         attach=ATTACH[config.attach],
         log_dir=state_dir,
+        roles=roles(config),
     )
     links.ensure_forwarding()
     if journal is None:
         rows = dict(loaded.tables.endpoints.items())
         journal = recovery.adopt(rows, view, recovery.interfaces())
-    return Restored(journal, view, loaded, own_addresses(), AddressLog(state_dir))
+    own = own_addresses()
+    node_ip = config.node_ip or _first(own)
+    underlay = prepare(config, node_ip)
+    return Restored(journal, view, loaded, own, node_ip, underlay, AddressLog(state_dir))
 
 
 async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
@@ -132,15 +139,16 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
     loaded, view, journal = restored.datapath, restored.view, restored.journal
     node, jitter = config.node_name, random.Random()
     known = Known(journal.known)
-    node_ip = config.node_ip or _first(restored.own)
+    node_ip = restored.node_ip
 
     enforcement = Enforcement(
         loaded.tables,
         view,
         own_nodes=frozenset((node, node_ip)),
         allow_localhost=config.allow_localhost,
+        tunnelled=config.routing == "overlay",
     )
-    take_over(enforcement, loaded, journal, restored.own, node_ip)
+    take_over(enforcement, restored, node)
 
     async with AsyncExitStack() as stack:
         to_identityd = await stack.enter_async_context(channel(config.identityd))
@@ -175,7 +183,8 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             view,
             clock,
         )
-        whole = Node(config, view, [*map(str, restored.own)], node_ip, clock)
+        here = {node_ip, *map(str, restored.own)}
+        whole = Node(config, view, here, restored.underlay, loaded.tables, clock)
         subscription = Subscription(
             doors,
             node=node,
@@ -193,7 +202,7 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             unknown_as_init=config.unknown_labels == "init",
             clock=clock,
         )
-        machine = NodeMachine(loaded)
+        machine = NodeMachine(loaded, restored.underlay.mtu)
         networks = await asyncio.to_thread(links.node_networks)
         addressing = Addressing(
             IpamServiceStub(to_ipamd),
@@ -276,25 +285,24 @@ def followed(done: Realised, keeper: Keeper, whole: Node) -> None:
     whole.follow(done.change)
 
 
-def take_over(
-    enforcement: Enforcement,
-    loaded: Datapath,
-    journal: Journal,
-    own: Sequence[IPv4Address | IPv6Address],
-    node_ip: str,
-) -> None:
+def take_over(enforcement: Enforcement, restored: Restored, node: str) -> None:
     """The endpoints that are still there go on being judged; the programs are exchanged after the
     tables are in order, so that a new program never meets an old table."""
-    there = recovery.interfaces()
-    here = [r for r in journal.endpoints if r.state is State.READY and recovery.present(r, there)]
-    ops = enforcement.recover({r.ifindex: r.row() for r in here}, map(mapped, own))
-    loaded.tables.config.put_many({0: NodeConfig(ConfigFlags(0), int(IPv4Address(node_ip)))})
+    loaded, there = restored.datapath, recovery.interfaces()
+    here = [
+        r
+        for r in restored.journal.endpoints
+        if r.state is State.READY and recovery.present(r, there)
+    ]
+    ops = enforcement.recover({r.ifindex: r.row() for r in here}, map(mapped, restored.own))
+    loaded.tables.config.put_many({0: restored.underlay.settings})
     replaced = loaded.replace_programs()
     attached = loaded.attached()
     for record in here:
         if record.outer not in attached:
             loaded.attach(record.ifindex, record.outer)
             log.warning("endpoint.reattached", endpoint=record.ref, interface=record.outer)
+    attach(loaded, restored.underlay, node)
     log.info("agent.took_over", count=len(here), rows=ops.rows(), changed=replaced)
 
 

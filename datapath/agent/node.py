@@ -8,27 +8,38 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 
-from datapath.agent.remote import Remote, Ways
+from datapath.agent.remote import Peers, Remote, Ways
+from datapath.agent.underlay import Underlay
 from datapath.agent.view import View, ViewChange
+from datapath.maps.tables import Tables
 from datapath.routes import Router
 from services.runtime.clock import Clock
 from services.runtime.config import AgentConfig
 
 
 class Node:
-    """`own`: the addresses of this machine."""
+    """`here`: the addresses of this machine."""
 
     def __init__(
-        self, config: AgentConfig, view: View, own: Collection[str], node_ip: str, clock: Clock
+        self,
+        config: AgentConfig,
+        view: View,
+        here: Collection[str],
+        underlay: Underlay,
+        tables: Tables,
+        clock: Clock,
     ) -> None:
-        here = {node_ip, *own}
-        ways = Ways(view, (config.node_name, node_ip), here.__contains__)
-        self.remote = Remote(ways, view, Router(config.node_name), clock)
-        self._routed = config.routing == "direct"
+        tunnelled = underlay.overlay != 0
+        ways = Ways(view, {config.node_name, *here}, here.__contains__, tunnelled=tunnelled)
+        self.remote = Remote(ways, view, Router(config.node_name, underlay.overlay), clock)
+        self._routed = config.routing != "none"
+        self._peers = Peers(view, tables.nodes, here) if tunnelled else None
 
     def follow(self, change: ViewChange) -> None:
         """Call when `change` is in the tables."""
         self.remote.follow(change)
+        if self._peers is not None:
+            self._peers.follow(change)
 
     async def run(self) -> None:
         """Until cancelled."""

@@ -14,11 +14,13 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 from typing import Final, Protocol
 
+from datapath.agent.addresses import NODES
 from datapath.agent.view import Address, View, ViewChange
-from identity.numbers import KUBE_APISERVER, REMOTE_NODE
+from datapath.maps.layout import Node
+from datapath.maps.table import Table
 from services.runtime.clock import Clock
 from services.runtime.log import logger
 
@@ -26,14 +28,22 @@ log = logger(__name__)
 
 GATHER_S: Final = 0.02
 RETRY_S: Final = 10.0
-_NODES: Final = frozenset({REMOTE_NODE, KUBE_APISERVER})
 
 
 class Ways:
-    """`own_nodes`: names of this node. `here`: whether an address is this machine's own."""
+    """`own_nodes`: names of this node. `here`: whether an address is this machine's own.
+    `tunnelled`: a node is reached by its IPv4 address, whatever is sent to it."""
 
-    def __init__(self, view: View, own_nodes: Collection[str], here: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        view: View,
+        own_nodes: Collection[str],
+        here: Callable[[str], bool],
+        *,
+        tunnelled: bool = False,
+    ) -> None:
         self._view = view
+        self._tunnelled = tunnelled
         self._own_nodes = frozenset(own_nodes)
         self._here = here
         self._known: dict[str, Address] = {}
@@ -52,16 +62,16 @@ class Ways:
                 self._remember(now)
             touched.add(cidr)
             for row in (before, now):
-                if row is not None and row.identity in _NODES:
+                if row is not None and row.identity in NODES:
                     touched |= self._at[row.node]
         return touched
 
     def gateway(self, cidr: str) -> str | None:
         """None: it is no endpoint of another node, or that node's address is not known."""
         row = self._known.get(cidr)
-        if row is None or row.identity in _NODES or row.node in self._own_nodes:
+        if row is None or row.identity in NODES or row.node in self._own_nodes:
             return None
-        version = ip_address(cidr).version
+        version = 4 if self._tunnelled else ip_address(cidr).version
         # A node that nobody named yet goes by its address.
         for ip in sorted(self._node_ips.get(row.node) or {row.node}):
             if _version(ip) == version and not self._here(ip):
@@ -69,10 +79,10 @@ class Ways:
         return None
 
     def _remember(self, row: Address) -> None:
-        (self._node_ips if row.identity in _NODES else self._at)[row.node].add(row.cidr)
+        (self._node_ips if row.identity in NODES else self._at)[row.node].add(row.cidr)
 
     def _forget(self, row: Address) -> None:
-        index = self._node_ips if row.identity in _NODES else self._at
+        index = self._node_ips if row.identity in NODES else self._at
         index[row.node].discard(row.cidr)
         if not index[row.node]:
             del index[row.node]
@@ -163,3 +173,27 @@ class Remote:
                 address=", ".join(sorted(fresh)),
                 reason=f"{refused[cidr]}; nodes must share a link for agent.routing = direct",
             )
+
+
+class Peers:
+    """The nodes whose tunnels are believed: the `nodes` table follows the stream."""
+
+    def __init__(self, view: View, table: Table[int, Node], here: Collection[str]) -> None:
+        self._view = view
+        self._table = table
+        self._here = frozenset(here)
+        self._known = False
+
+    def follow(self, change: ViewChange) -> None:
+        rows = (*change.addresses_put, *change.addresses_removed)
+        if self._known and not any(row.identity in NODES for row in rows):
+            return
+        self._known = True
+        wanted = {
+            int(IPv4Address(row.cidr)): Node(row.identity)
+            for row in self._view.addresses.values()
+            if row.identity in NODES and ":" not in row.cidr and row.cidr not in self._here
+        }
+        held = dict(self._table.items())
+        self._table.put_many({ip: row for ip, row in wanted.items() if held.get(ip) != row})
+        self._table.delete_many([ip for ip in held if ip not in wanted])

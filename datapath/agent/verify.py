@@ -30,7 +30,7 @@ from datapath.maps.layout import (
     Prefix4,
     Prefix6,
 )
-from datapath.reconcile import Contents, PeerRows, PolicyTables, apply, plan, read
+from datapath.reconcile import Contents, PeerRows, PolicyTables, apply, entry_of, plan, read
 from services.flows.flow import protocol_name
 
 # As many differences are told; all are counted, and mended.
@@ -189,8 +189,9 @@ def _ifindex(index: int) -> str:
     return f"ifindex {index}"
 
 
-def _identity(identity: int) -> str:
-    return f"identity {identity}"
+def _identity(value: int) -> str:
+    entry = entry_of(value)
+    return f"identity {entry.identity}" + (f" at {dotted(entry.tunnel)}" if entry.tunnel else "")
 
 
 def _prefix(prefix: Prefix4) -> str:

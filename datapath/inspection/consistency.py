@@ -15,7 +15,7 @@ from ipaddress import IPv4Address
 from datapath.inspection.rows import FindingRow
 from datapath.maps.layout import SLOT_OPEN, Endpoint, PeerFlags, PolicyPeer
 from datapath.maps.tables import Tables
-from datapath.reconcile import PeerRows, read_ipcache, read_peers
+from datapath.reconcile import PeerRows, entry_of, read_ipcache, read_peers
 
 
 def findings(tables: Tables, attached: Collection[str]) -> Iterator[FindingRow]:
@@ -44,7 +44,7 @@ def _interfaces(
 
 def _addresses(endpoints: Mapping[int, Endpoint], tables: Tables) -> Iterator[FindingRow]:
     local = {address: row.ifindex for address, row in tables.local4.items()}
-    identities = read_ipcache(tables)
+    identities = {address: entry_of(v).identity for address, v in read_ipcache(tables).items()}
     for index, row in endpoints.items():
         address = str(IPv4Address(row.ipv4))
         if local.get(row.ipv4) != index:

@@ -29,7 +29,7 @@ PROCESS_SECTIONS: Final = ("identityd", "ipamd", "policyd", "apid", "agent")
 UNKNOWN_LABELS: Final = ("retry", "init")
 ATTACH: Final = ("auto", "tcx", "clsact")
 CIDR_MODES: Final = ("cilium", "addresses")
-ROUTING: Final = ("direct", "none")
+ROUTING: Final = ("direct", "overlay", "none")
 SECRET_KEYS: Final = frozenset({"password"})
 
 Seconds = Annotated[float, Meta(gt=0)]
@@ -183,7 +183,9 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     first IPv4 address that is not loopback. `bpf_object` empty: the object shipped in the package.
     `labels_dir`: labels of containers that come by CNI.
     `endpoints_dir`: endpoints that are to be. `attach`: auto, tcx or clsact. `routing`:
-    direct, by a route through the other node, or none where the network knows the way.
+    direct, by a route through the other node; overlay, by VXLAN; none where the network knows the
+    way. `masquerade`: endpoints go out to the world under the node's address. `devices` that lead
+    out; empty: those with `node_ip`.
     `unknown_labels`: while identityd is away, a new endpoint whose labels are not known here is
     refused (retry) or gets the identity `init` meanwhile. `..._max`: entries of a BPF map;
     datapath.maps.tables.Sizes has the same names."""
@@ -206,6 +208,9 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     attach: str = "auto"
     unknown_labels: str = "retry"
     routing: str = "direct"
+    tunnel_port: Annotated[int, Meta(ge=1, le=65535)] = 8472
+    masquerade: bool = False
+    devices: tuple[str, ...] = ()
     endpoints_max: Annotated[int, Meta(ge=16)] = 4096
     ipcache4_max: Annotated[int, Meta(ge=1024)] = 262_144
     ipcache4_prefix_max: Annotated[int, Meta(ge=1024)] = 65_536
