@@ -25,8 +25,10 @@ from identity.numbers import UNKNOWN, NumericIdentity
 from services.identityd.guard import Guard
 from services.identityd.rules import RulesInForce
 from services.identityd.stats import Counts
+from services.identityd.telling import Telling
 from services.identityd.txns import TxnResult, found_index, of_decision
 from services.identityd.view import IdentityView
+from services.runtime.clock import Clock
 from services.runtime.errors import (
     Conflict,
     Exhausted,
@@ -42,6 +44,8 @@ log = logger(__name__)
 
 # Each round loses only to a writer that got further; more rounds mean a store edited by hand.
 ROUNDS: Final = 16
+# Label sets of which it is remembered what becomes of them; some 2 kB each.
+MOST_WORKLOADS: Final = 16_384
 NEVER_STORED: Final = Revision(0)
 
 
@@ -61,6 +65,15 @@ class Allocated:
     labels: Labels
     remapped: bool
     revision: Revision = NEVER_STORED
+
+
+@dataclass(frozen=True, slots=True)
+class _Workload:
+    """`standing`: the number of an identity that is never stored."""
+
+    labels: Labels
+    digest: str
+    standing: NumericIdentity | None
 
 
 @dataclass(slots=True)
@@ -85,6 +98,7 @@ class Allocator:
         view: IdentityView,
         committer: Committer,
         counts: Counts,
+        clock: Clock,
         *,
         cluster: str,
         rules: RulesInForce,
@@ -97,6 +111,10 @@ class Allocator:
         self._rules = rules
         self.guard = Guard(lambda: view.usage, view.under_way, lambda: rules.rules)
         self._configured = configured
+        self._telling = Telling(clock)
+        # By the texts they were asked for with, under the rules of `_version`.
+        self._workloads: dict[tuple[str, ...], _Workload] = {}
+        self._version = rules.version
         # Sets that a call of this process is creating right now.
         self._creating: dict[str, asyncio.Event] = {}
 
@@ -121,22 +139,40 @@ class Allocator:
             await self._round(call)
         for digest, wanted in tuple(call.pending.items()):
             call.settle(digest, _too_many_rounds(wanted))
-        self._report(call)
+        if call.created:
+            self._telling.created(node, call.created)
         return [self._result(wanted, call) for wanted in prepared]
 
     def _prepare(self, item: Item) -> Wanted | Allocated | TesseraError:
-        try:
-            given = Labels.parse(item.labels)
-            fixed = self._configured.fixed_number(given)
-            if fixed is not None:
-                return _standing(fixed, self._configured.labels[fixed], item)
-            kept = workload_labels(given, self._cluster, self._rules.apply)
-        except label_sets.Invalid as error:
-            return Invalid(str(error))
-        number = self._configured.number_of(kept)
-        if number is not None:
-            return _standing(number, kept, item)
-        return Wanted(kept, kept.digest(), item.previous)
+        workload = self._workload(item.labels)
+        match workload:
+            case _Workload(labels=labels, standing=int(number)):
+                return Allocated(number, labels, item.previous not in (UNKNOWN, number))
+            case _Workload(labels=labels, digest=digest):
+                return Wanted(labels, digest, item.previous)
+            case _:
+                return workload
+
+    def _workload(self, texts: tuple[str, ...]) -> _Workload | Invalid:
+        """Sets repeat: a node asks for the same ones with every endpoint of a deployment."""
+        if self._version != self._rules.version or len(self._workloads) >= MOST_WORKLOADS:
+            self._version = self._rules.version
+            self._workloads.clear()
+        known = self._workloads.get(texts)
+        if known is None:
+            try:
+                known = self._workloads[texts] = self._read(texts)
+            except label_sets.Invalid as error:
+                return Invalid(str(error))
+        return known
+
+    def _read(self, texts: tuple[str, ...]) -> _Workload:
+        given = Labels.parse(texts)
+        fixed = self._configured.fixed_number(given)
+        if fixed is not None:
+            return _Workload(self._configured.labels[fixed], "", fixed)
+        kept = workload_labels(given, self._cluster, self._rules.apply)
+        return _Workload(kept, kept.digest(), self._configured.number_of(kept))
 
     async def _round(self, call: _Call) -> None:
         decisions: list[Create | Refer] = []
@@ -253,24 +289,6 @@ class Allocator:
             case _:
                 self._counts.refused += 1
                 return prepared
-
-    def _report(self, call: _Call) -> None:
-        match call.created:
-            case []:
-                pass
-            case [(number, labels)]:
-                log.info(
-                    "identity.allocated",
-                    identity=number,
-                    labels=labels.canonical(),
-                    node=call.node,
-                )
-            case created:
-                log.info("identity.allocated", count=len(created), node=call.node)
-
-
-def _standing(number: NumericIdentity, labels: Labels, item: Item) -> Allocated:
-    return Allocated(number, labels, item.previous not in (UNKNOWN, number))
 
 
 def _of_call(outcome: TesseraError, call: _Call) -> TesseraError:

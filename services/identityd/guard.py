@@ -52,23 +52,27 @@ class Guard:
 
     def created(self, labels: Labels) -> None:
         """Tells once of a key whose values multiply."""
-        usage, namespace = self._usage(), namespace_of(labels)
+        namespace = namespace_of(labels)
+        by_key = self._usage().values_in(namespace)
         threshold = self._rules().warn_values
         for label in labels:
-            at = (namespace, label.key)
-            values = usage.distinct(*at)
-            if values >= threshold and at not in self._told:
-                self._told.add(at)
-                found = [KeyUsage(label.key, values, values)]
-                log.warning(
-                    "identity.cardinality",
-                    namespace=namespace,
-                    key=label.key,
-                    count=values,
-                    suggestion=_suggestion(found),
-                )
-            elif values < threshold // 2:
-                self._told.discard(at)
+            values = len(by_key.get(label.key, ()))
+            if values >= threshold:
+                self._tell(namespace, label.key, values)
+            elif self._told and values < threshold // 2:
+                self._told.discard((namespace, label.key))
+
+    def _tell(self, namespace: str, key: str, values: int) -> None:
+        if (namespace, key) in self._told:
+            return
+        self._told.add((namespace, key))
+        log.warning(
+            "identity.cardinality",
+            namespace=namespace,
+            key=key,
+            count=values,
+            suggestion=_suggestion([KeyUsage(key, values, values)]),
+        )
 
 
 def _suggestion(usages: list[KeyUsage]) -> str:

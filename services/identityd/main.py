@@ -92,6 +92,7 @@ async def identityd(config: IdentitydConfig, clock: Clock) -> None:
                 view,
                 committer,
                 counts,
+                clock,
                 cluster=config.cluster,
                 rules=rules,
                 configured=configured,

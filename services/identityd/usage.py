@@ -84,10 +84,9 @@ class Usage:
     def in_namespace(self, namespace: str) -> int:
         return self._identities.get(namespace, 0)
 
-    def distinct(self, namespace: str, key: str) -> int:
-        """Values of `key` within the namespace."""
-        values = self._values.get(namespace)
-        return len(values[key]) if values is not None and key in values else 0
+    def values_in(self, namespace: str) -> Mapping[str, Counter[str]]:
+        """By key, how many identities of the namespace have each value."""
+        return self._values.get(namespace, {})
 
 
 def namespace_of(labels: Labels) -> str:

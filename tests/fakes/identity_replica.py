@@ -94,6 +94,7 @@ async def replica(
                 view,
                 committer,
                 counts,
+                clock,
                 cluster=CLUSTER,
                 rules=rules,
                 configured=configured,

@@ -314,7 +314,7 @@ async def test_a_value_no_label_set_can_be_read_from_still_occupies_its_number(s
 
 async def test_lease_numbers_that_are_none_do_not_reach_the_store(one):
     with pytest.raises(Invalid, match="open a session first"):
-        await one.sessions.keep_alive(LeaseId(0))
+        await one.sessions.keep_alive([LeaseId(0)])
 
 
 async def test_configured_identities_are_answered_without_a_key_in_the_store(store, one):

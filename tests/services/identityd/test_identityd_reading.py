@@ -43,7 +43,7 @@ def test_usage_names_the_key_that_differs_with_every_instance():
     assert usage.of_keys("shop")[0] == KeyUsage("uid", 5, 5)
     assert usage.of_keys()[0] == KeyUsage("uid", 7, 5)
     assert usage.values_of("app", 10) == [("a", 7)]
-    assert usage.distinct("bank", "uid") == 2
+    assert len(usage.values_in("bank")["uid"]) == 2
 
 
 def test_usage_forgets_what_is_removed():
