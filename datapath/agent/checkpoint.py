@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,28 +120,41 @@ def read(path: Path) -> bytes | None:
 
 def load_journal(folder: Path) -> Journal | None:
     """None: none was written, or it was damaged and set aside."""
-    payload = _load(folder / ENDPOINTS_FILE)
-    return None if payload is None else _journal(payload)
+    return _load(folder / ENDPOINTS_FILE, _journal, "endpoints are taken from the kernel")
 
 
 def load_view(folder: Path) -> View | None:
-    payload = _load(folder / VIEW_FILE)
-    return None if payload is None else _view(payload)
+    return _load(folder / VIEW_FILE, _view, "what is in the kernel stays until policyd is heard")
 
 
-def _load(path: Path) -> Any:  # noqa: ANN401  the decoded msgpack value
+def heard_s(folder: Path) -> float:
+    """Until when the view in the folder was known to be the newest; 0: there is none."""
+    try:
+        return (folder / VIEW_FILE).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def still_newest(folder: Path, now_s: float) -> None:
+    """Says so of the view in the folder, if there is one."""
+    with suppress(FileNotFoundError):
+        os.utime(folder / VIEW_FILE, (now_s, now_s))
+
+
+def _load(path: Path, make: Callable[[Any], T], instead: str) -> T | None:
     try:
         payload = read(path)
         if payload is None:
             return None
-        return msgpack.unpackb(payload, strict_map_key=False)
-    except (Damaged, ValueError) as error:
+        return make(msgpack.unpackb(payload, strict_map_key=False))
+    except (Damaged, ValueError, LookupError, TypeError) as error:
         aside = path.with_suffix(".corrupt")
         path.replace(aside)
+        why = str(error) if isinstance(error, Damaged) else f"its content is not one ({error!r})"
         log.warning(
             "checkpoint.damaged",
             file=str(path),
-            reason=f"{error}; set aside as {aside.name}, endpoints are taken from the kernel",
+            reason=f"{why}; set aside as {aside.name}, {instead}",
         )
         return None
 
@@ -211,7 +225,7 @@ def _view(value: Any) -> View:  # noqa: ANN401
     ]
     addresses = [Address(*fields) for fields in value["addresses"]]
     return View(
-        instance=value["instance"],
+        instance=value.get("instance", ""),
         revision=value["revision"],
         locals_={policy.identity: policy for policy in policies},
         groups={GroupId(group): BitMap.deserialize(members) for group, members in value["groups"]},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from datapath.agent import checkpoint
@@ -19,14 +20,23 @@ from services.runtime.log import logger
 
 log = logger(__name__)
 
+# What the time of the view's file lags behind at most.
+TOUCH_S = 15.0
 # The view can be large and changes often; what a restart lacks, the tables tell.
 VIEW_PAUSE_S = 2.0
 
 
 class Keeper:
     def __init__(
-        self, folder: Path, journal: Callable[[], Journal], view: View, clock: Clock
+        self,
+        folder: Path,
+        journal: Callable[[], Journal],
+        view: View,
+        clock: Clock,
+        heard_s: Callable[[], float],
     ) -> None:
+        """`heard_s`: wall time until which the view is known to be the newest."""
+        self._heard_s = heard_s
         self._folder = folder
         self._journal = journal
         self._view = view
@@ -54,17 +64,22 @@ class Keeper:
         """Until cancelled; then the view is written once more."""
         try:
             while True:
-                await self._view_changed.wait()
-                await self._clock.sleep(VIEW_PAUSE_S)
-                self._view_changed.clear()
-                packed = checkpoint.pack_view(self._view)
-                try:
-                    await asyncio.to_thread(checkpoint.write, self._folder / VIEW_FILE, packed)
-                except Exhausted as error:
-                    # A full disk is no reason to stop judging; the next change tries again.
-                    log.warning("checkpoint.unwritten", error=str(error))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(TOUCH_S):
+                        await self._view_changed.wait()
+                if self._view_changed.is_set():
+                    await self._clock.sleep(VIEW_PAUSE_S)
+                    self._view_changed.clear()
+                    packed = checkpoint.pack_view(self._view)
+                    await asyncio.to_thread(self._write_view, packed)
+                checkpoint.still_newest(self._folder, self._heard_s())
         finally:
-            try:
-                checkpoint.write(self._folder / VIEW_FILE, checkpoint.pack_view(self._view))
-            except Exhausted as error:
-                log.warning("checkpoint.unwritten", error=str(error))
+            self._write_view(checkpoint.pack_view(self._view))
+            checkpoint.still_newest(self._folder, self._heard_s())
+
+    def _write_view(self, packed: bytes) -> None:
+        try:
+            checkpoint.write(self._folder / VIEW_FILE, packed)
+        except Exhausted as error:
+            # A full disk is no reason to stop judging; the next change tries again.
+            log.warning("checkpoint.unwritten", error=str(error))

@@ -47,6 +47,7 @@ from datapath.agent.node import Node
 from datapath.agent.record import EndpointRecord, State
 from datapath.agent.relabel import Everywhere, Relabel
 from datapath.agent.session import Session
+from datapath.agent.staleness import Staleness
 from datapath.agent.status import Status
 from datapath.agent.subscribe import Door, Subscription
 from datapath.agent.tools_api import ToolsApi
@@ -79,6 +80,7 @@ class Restored:
 
     journal: Journal
     view: View
+    heard_s: float
     datapath: Datapath
     own: tuple[IPv4Address | IPv6Address, ...]
     node_ip: str
@@ -131,7 +133,8 @@ def restore(config: AgentConfig) -> Restored:
     own = own_addresses()
     node_ip = config.node_ip or _first(own)
     underlay = prepare(config, node_ip)
-    return Restored(journal, view, loaded, own, node_ip, underlay, AddressLog(state_dir))
+    heard_s = checkpoint.heard_s(state_dir)
+    return Restored(journal, view, heard_s, loaded, own, node_ip, underlay, AddressLog(state_dir))
 
 
 async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
@@ -182,11 +185,17 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             lambda: Journal(endpoints.next_id, session.lease, endpoints.records, known.remembered),
             view,
             clock,
+            lambda: subscription.heard_s,
         )
         here = {node_ip, *map(str, restored.own)}
         whole = Node(config, view, here, restored.underlay, loaded.tables, clock)
+        staleness = Staleness(
+            lambda: subscription.heard_s, clock, config.stale_after_s, config.when_stale
+        )
         subscription = Subscription(
             doors,
+            heard_s=restored.heard_s,
+            admit=staleness.admit,
             node=node,
             enforcement=enforcement,
             clock=clock,
@@ -238,6 +247,7 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             session=session,
             subscription=subscription,
             events=events,
+            staleness=staleness,
             whole=whole,
         )
         status.observe()

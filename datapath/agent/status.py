@@ -15,6 +15,7 @@ from datapath.agent.events import EventLog
 from datapath.agent.node import Node
 from datapath.agent.record import State
 from datapath.agent.session import Session
+from datapath.agent.staleness import Staleness
 from datapath.agent.subscribe import Subscription
 from services.runtime.clock import Clock
 from services.runtime.metrics import meter
@@ -33,6 +34,7 @@ class Status:
     session: Session
     subscription: Subscription
     events: EventLog
+    staleness: Staleness
     whole: Node
 
     def report(self) -> dict[str, object]:
@@ -45,6 +47,8 @@ class Status:
             "rss_bytes": rss_bytes(),
             "identityd": _door(self.session.error, connected=self.session.connected),
             "policyd": _door(self.subscription.error, connected=self.subscription.connected),
+            "policy_age_s": round(self.staleness.age_s, 1),
+            "stale": self.staleness.words(),
             "revision": self.enforcement.view.revision,
             "realised": self.subscription.realised.revision,
             "failures": {
@@ -80,12 +84,13 @@ class Status:
         node keeps enforcing."""
         failures = self.enforcement.failures
         if not failures:
-            return {"policy": OK}
+            return {"policy": self.staleness.words() or OK}
         identity, reason = next(iter(failures.items()))
         return {"policy": f"{len(failures)} identities are behind; {identity}: {reason}"}
 
     def observe(self) -> None:
         """Registers the metrics."""
+        self.staleness.observe()
         instruments = meter("tessera.agent")
 
         def gauge(name: str, what: str, key: str) -> None:

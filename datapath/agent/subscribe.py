@@ -80,7 +80,13 @@ class Subscription:
         on_realised: Callable[[Realised], None],
         decode: Decode = update_from_wire,
         answer_s: float = FIRST_ANSWER_S,
+        heard_s: float = 0.0,
+        admit: Callable[[], None] = lambda: None,
     ) -> None:
+        """`heard_s`: wall time of the last word that an earlier run had. `admit` raises when no
+        endpoint may be made now."""
+        self._heard_s = heard_s
+        self._admit = admit
         self._decode = decode
         self._answer_s = answer_s
         self._doors = doors
@@ -121,6 +127,7 @@ class Subscription:
     async def in_force(self, identity: NumericIdentity, timeout: float) -> None:
         """Returns once a policy of the identity is in the tables. Raises `Retry` with the reason
         why not after `timeout` seconds."""
+        self._admit()
         try:
             async with asyncio.timeout(timeout), self._moved:
                 await self._moved.wait_for(lambda: self._enforcement.problem_of(identity) is None)
@@ -155,7 +162,13 @@ class Subscription:
             error = translate(error, self.target, service="policyd")
         if self.error != str(error):
             log.warning("subscription.away", error=str(error), pause_s=self._pause_s)
+        self._heard_s = self.heard_s
         self.connected, self.error = False, str(error)
+
+    @property
+    def heard_s(self) -> float:
+        """Wall time until which the view is known to be the newest; 0: it never was."""
+        return self._clock.now_s() if self.connected else self._heard_s
 
     async def _follow(self) -> None:
         view = self._enforcement.view

@@ -27,6 +27,7 @@ from services.runtime.values import check, check_listeners, is_host_port
 COMMON_SECTIONS: Final = ("etcd", "log", "telemetry")
 PROCESS_SECTIONS: Final = ("identityd", "ipamd", "policyd", "apid", "agent")
 UNKNOWN_LABELS: Final = ("retry", "init")
+WHEN_STALE: Final = ("report", "refuse")
 ATTACH: Final = ("auto", "tcx", "clsact")
 CIDR_MODES: Final = ("cilium", "addresses")
 ROUTING: Final = ("direct", "overlay", "none")
@@ -187,8 +188,9 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     way. `masquerade`: endpoints go out to the world under the node's address. `devices` that lead
     out; empty: those with `node_ip`.
     `unknown_labels`: while identityd is away, a new endpoint whose labels are not known here is
-    refused (retry) or gets the identity `init` meanwhile. `..._max`: entries of a BPF map;
-    datapath.maps.tables.Sizes has the same names."""
+    refused (retry) or gets the identity `init` meanwhile. `stale_after_s`: how long without policyd
+    until policy counts as stale, 0 for never; `when_stale`: say so (report), or also refuse new
+    endpoints. `..._max`: entries of a BPF map; datapath.maps.tables.Sizes has the same names."""
 
     log: LogConfig = LogConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
@@ -211,6 +213,8 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     tunnel_port: Annotated[int, Meta(ge=1, le=65535)] = 8472
     masquerade: bool = False
     devices: tuple[str, ...] = ()
+    stale_after_s: Annotated[float, Meta(ge=0)] = 0
+    when_stale: str = "report"
     endpoints_max: Annotated[int, Meta(ge=16)] = 4096
     ipcache4_max: Annotated[int, Meta(ge=1024)] = 262_144
     ipcache4_prefix_max: Annotated[int, Meta(ge=1024)] = 65_536
@@ -232,6 +236,10 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
             f"unknown_labels: {self.unknown_labels!r} is none of {', '.join(UNKNOWN_LABELS)}",
         )
         check(self.attach in ATTACH, f"attach: {self.attach!r} is none of {', '.join(ATTACH)}")
+        check(
+            self.when_stale in WHEN_STALE,
+            f"when_stale: {self.when_stale!r} is none of {', '.join(WHEN_STALE)}",
+        )
         check(self.routing in ROUTING, f"routing: {self.routing!r} is none of {', '.join(ROUTING)}")
         check(
             self.node_name.isprintable() and self.node_name.strip("/ ") == self.node_name != "",

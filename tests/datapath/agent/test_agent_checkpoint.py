@@ -125,7 +125,7 @@ async def test_a_burst_of_saves_ends_with_the_newest_on_disk(tmp_path: Path) -> 
     def journal() -> Journal:
         return Journal(1, lease)
 
-    keeper = Keeper(tmp_path, journal, View(), SystemClock())
+    keeper = Keeper(tmp_path, journal, View(), SystemClock(), lambda: 0.0)
     async with asyncio.TaskGroup() as group:
         for number in range(1, 30):
             lease = number
