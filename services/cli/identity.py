@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from services.cli import label_rules
 from services.cli.options import DEFAULT_SERVER, Output, Server, examples
 from services.cli.output import Format, note, say, write_json, write_table
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from services.cli.client import Event
 
 app = typer.Typer(no_args_is_help=True, help="Security identities: label sets and their numbers.")
+app.add_typer(label_rules.app, name="rules")
 
 _HEAD = ("ID", "NAMESPACE", "NODES", "ADDRESSES", "LABELS")
 

@@ -15,6 +15,7 @@ from services.cli import (
     endpoint,
     identity,
     ipam,
+    nodes,
     observe,
     policy,
     processes,
@@ -32,8 +33,8 @@ USAGE = 2
 
 # As `tessera --help` lists them: what is used daily, then what a node or a cluster is made of.
 _ORDER = (
-    "up", "status", "policy", "endpoint", "identity", "ipam", "whois", "observe", "demo", "bpf",
-    "cni",
+    "up", "status", "policy", "endpoint", "identity", "node", "ipam", "whois", "observe", "demo",
+    "bpf", "cni",
 )  # fmt: skip
 
 
@@ -60,6 +61,7 @@ app.add_typer(policy.app, name="policy")
 app.add_typer(endpoint.app, name="endpoint")
 app.add_typer(cni.app, name="cni")
 app.add_typer(identity.app, name="identity")
+app.add_typer(nodes.app, name="node")
 app.add_typer(ipam.app, name="ipam")
 app.command(epilog=whois.EXAMPLES)(whois.whois)
 app.add_typer(bpf.app, name="bpf")

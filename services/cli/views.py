@@ -179,6 +179,33 @@ class IdentityStats(Struct, frozen=True):
         ]
 
 
+class LabelRules(Struct, frozen=True):
+    label_filter: tuple[str, ...] = ()
+    policy_relevant: bool = False
+    namespace_quota: int = 0
+    warn_values: int = 0
+    revision: int = 0
+    relevant_keys: tuple[str, ...] = ()
+
+    @property
+    def origin(self) -> str:
+        return f"revision {self.revision}" if self.revision else "of the configuration"
+
+    def lines(self) -> list[tuple[str, str]]:
+        first, *rest = self.label_filter or ("the default alone",)
+        counting = "those that policies select by" if self.policy_relevant else "all that pass"
+        lines = [
+            ("filter", first),
+            *(("", text) for text in rest),
+            ("labels that count", counting),
+            ("namespace quota", str(self.namespace_quota or "none")),
+            ("warn at values", str(self.warn_values)),
+        ]
+        if self.policy_relevant:
+            lines.append(("keys at present", ", ".join(self.relevant_keys) or "-"))
+        return lines
+
+
 class ValueUsage(Struct, frozen=True):
     value: str
     identities: int
@@ -315,6 +342,11 @@ class NodeState(Struct, frozen=True):
     connected: bool = False
     realised: int = 0
     reason: str = ""
+
+    def row(self, revision: int) -> tuple[str, ...]:
+        """Beside the newest revision."""
+        behind = self.reason or ("-" if self.realised >= revision else f"of {revision}")
+        return (self.node, "yes" if self.connected else "no", str(self.realised), behind)
 
 
 class Nodes(Struct, frozen=True):

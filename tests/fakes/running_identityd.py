@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc.aio
-from tessera_wire.identity.v1 import queries_pb2_grpc
+from tessera_wire.identity.v1 import identity_pb2_grpc, queries_pb2_grpc
 
 from services.identityd.allocator import Item
 from services.identityd.published import AddressValue
 from services.identityd.queries import IdentityQueries
 from services.identityd.query_service import IdentityQueriesDoor
 from services.identityd.references import release
+from services.identityd.service import IdentityServicer
 from services.identityd.trend import Trend
 from services.runtime.clock import Clock
 from services.store.model import LeaseId, Store
@@ -83,7 +84,19 @@ async def running_identityd(
             cluster_id=0,
         )
 
+        servicer = IdentityServicer(
+            store,
+            one.view,
+            one.allocator,
+            one.rules,
+            one.announcer,
+            one.sessions,
+            cluster=CLUSTER,
+            cluster_id=0,
+        )
+
         def register(server: grpc.aio.Server) -> None:
+            identity_pb2_grpc.add_IdentityServiceServicer_to_server(servicer, server)
             queries_pb2_grpc.add_IdentityQueriesServicer_to_server(door, server)
 
         running = [tasks.create_task(trend.count()), tasks.create_task(trend.sample())]

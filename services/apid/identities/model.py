@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 
 class Identity(Struct, frozen=True):
@@ -129,3 +131,28 @@ class Reset(Struct, frozen=True):
     """What was told before is void: changes were forgotten meanwhile. The list follows."""
 
     reason: str
+
+
+class WantedRules(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which labels make an identity. `label_filter` is added to the default: "!k8s:uid" ignores
+    what begins with it, "k8s:app" allows it, and then only what is allowed counts.
+    `policy_relevant`: only labels that some policy selects by. `namespace_quota`: identities of one
+    namespace, 0 for no bound. `warn_values`: so many values of one key within a namespace are
+    warned of."""
+
+    label_filter: tuple[str, ...] = ()
+    policy_relevant: bool = False
+    namespace_quota: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 4096
+    warn_values: Annotated[int, Meta(ge=2, le=2**32 - 1)] = 100
+
+
+class Rules(Struct, frozen=True):
+    """The label rules in force. `revision` 0: those of identityd's configuration. `relevant_keys`:
+    with `policy_relevant`, the keys that count at present."""
+
+    label_filter: tuple[str, ...]
+    policy_relevant: bool
+    namespace_quota: int
+    warn_values: int
+    revision: int
+    relevant_keys: tuple[str, ...]

@@ -8,7 +8,7 @@ from msgspec import Meta
 from tessera_wire.identity.v1 import queries_pb2 as pb
 
 from services.apid.backends import Backends
-from services.apid.identities import model
+from services.apid.identities import model, rules
 from services.apid.identities.backend import Identities
 from services.apid.identities.watch import EVENTS, IdentityWatch, WatchQuery
 from services.apid.rest import pages
@@ -85,6 +85,7 @@ def routes(backends: Backends) -> tuple[AnyRoute, ...]:
             "GET", "/v1/identities/usage", "Which label keys and namespaces the numbers go to",
             on.usage, UsageQuery, model.Usage, items="keys", example=_USAGE,
         ),
+        *rules.routes(backends),
         Stream(
             "/v1/identities/watch", "The list, then its changes",
             watch.watch, WatchQuery, EVENTS, raises=(Invalid,),

@@ -20,7 +20,7 @@ from tests.fakes.stack import ControlPlane, eventually, free_port
 SEED = 20
 # Of each operation, beside one for each boundary of its parameters.
 EXAMPLES = 3
-BOUND_S = 90.0
+BOUND_S = 200.0
 # Streams end when the client does; their own tests read them (test_apid_stream.py).
 STREAMS = r"/(watch|events)$"
 # A schema cannot say which texts are selectors or manifests, so what fits it may be refused.
@@ -76,6 +76,7 @@ def populated(plane: ControlPlane) -> ControlPlane:
     return plane
 
 
+@pytest.mark.timeout(240)
 def test_nothing_is_answered_that_the_document_does_not_say(
     populated: ControlPlane, tmp_path: Path
 ) -> None:

@@ -175,3 +175,49 @@ async def test_an_id_that_the_stream_never_gave_is_refused(client: Client, last:
 async def test_a_watch_of_a_bad_selector_is_refused_before_it_begins(client: Client) -> None:
     async with client.get("/v1/identities/watch?labels=((") as response:
         assert response.status == 422
+
+
+# ------------------------------------------------------------------ label rules
+
+RULES = "/v1/identities/rules"
+
+
+async def put_rules(client: Client, body: dict[str, Any], **headers: str) -> tuple[int, Any]:
+    async with client.put(RULES, json=body, headers=headers) as response:
+        return response.status, await response.json(content_type=None)
+
+
+async def test_label_rules_are_changed_by_who_has_seen_them(
+    client: Client, identityd: RunningIdentityd
+) -> None:
+    async with client.get(RULES) as response:
+        assert (await response.json())["revision"] == 0
+        seen = {"If-Match": response.headers["ETag"]}
+    status, rules = await put_rules(client, {"label_filter": ["!k8s:uid"]}, **seen)
+    assert (status, rules["label_filter"]) == (200, ["!k8s:uid"])
+    # They count at once: two workloads that differ by that label alone are one.
+    one, other = await identityd.allocate_sets(
+        ("k8s:app=web", "k8s:uid=1"), ("k8s:app=web", "k8s:uid=2")
+    )
+    assert one == other
+    status, problem = await put_rules(client, {}, **seen)
+    assert (status, problem["type"]) == (412, "urn:tessera:problem:precondition-failed")
+    assert (await get(client, RULES))["label_filter"] == ["!k8s:uid"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        ({"label_filter": ["!("]}, 422, "no regular expression"),
+        ({"label_filter": "!k8s:uid"}, 400, "label_filter"),
+        ({"labels": []}, 400, "labels"),
+        ({"warn_values": 1}, 400, "warn_values"),
+    ],
+)
+async def test_label_rules_that_cannot_be_are_refused(
+    client: Client, body: dict[str, Any], status: int, says: str
+) -> None:
+    found, problem = await put_rules(client, body)
+    assert found == status
+    assert says in problem["detail"]
+    assert (await get(client, RULES))["revision"] == 0

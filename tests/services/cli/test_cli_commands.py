@@ -109,6 +109,40 @@ def test_the_forecast_is_told_in_words_and_pressure_beside_it():
     assert done.stderr.decode().startswith("90% of the numbers are taken; see which labels")
 
 
+def test_label_rules_change_as_named_and_only_if_they_are_still_those_read():
+    now = {"label_filter": ["!k8s:uid"], "policy_relevant": False, "namespace_quota": 9,
+           "warn_values": 50, "revision": 7, "relevant_keys": []}  # fmt: skip
+    path = "/v1/identities/rules"
+    answers = {("GET", path): (200, encoded(now)), ("PUT", path): (200, encoded(now))}
+    with http_door(answers) as door:
+        arguments = ("--policy-relevant", "--namespace-quota", 0, "--server", door.address)
+        done = tessera("identity", "rules", "set", *arguments)
+    assert done.returncode == 0, done.stderr
+    put = door.asked[-1]
+    assert put.headers["if-match"] == '"7"'
+    assert json.loads(put.body) == {
+        "label_filter": ["!k8s:uid"], "policy_relevant": True, "namespace_quota": 0,
+        "warn_values": 50,
+    }  # fmt: skip
+
+
+def test_whois_tells_in_sentences_and_says_what_is_missing():
+    body = {
+        "query": "10.0.0.7", "kind": "address", "says": ["10.0.0.7 is endpoint shop/api"],
+        "policies": [{"identity": 300, "ingress_enforced": True,
+                      "ingress": [{"kind": "NetworkPolicy", "name": "p", "namespace": "shop"}]}],
+        "unknown": ["ipamd at x cannot be reached"],
+    }  # fmt: skip
+    with http_door({("GET", "/v1/whois"): (200, encoded(body))}) as door:
+        done = tessera("whois", "10.0.0.7", "--server", door.address)
+    lines = done.stdout.decode().splitlines()
+    assert lines[0] == "10.0.0.7 is endpoint shop/api"
+    assert lines[-2].split() == ["300", "ingress", "yes", "NetworkPolicy", "shop/p"]
+    assert lines[-1].split() == ["300", "egress", "no,", "open", "-"]
+    assert done.stderr == b"not all is told: ipamd at x cannot be reached\n"
+    assert door.asked[0].query == {"q": "10.0.0.7"}
+
+
 def test_the_server_may_come_from_the_environment():
     with http_door({("GET", "/v1/identities"): (200, b'{"identities":[]}')}) as door:
         done = tessera("identity", "list", "-o", "json", TESSERA_SERVER=door.address)
