@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 for_tests=
-[ "${1:-}" != test ] || for_tests="bpftool nftables podman runc containernetworking-plugins busybox-static iptables"
+[ "${1:-}" != test ] || for_tests="bpftool nftables podman containerd runc containernetworking-plugins busybox-static iptables"
 
 say() { echo "setup: $*"; }
 
