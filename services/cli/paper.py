@@ -15,8 +15,7 @@ from services.cli.options import Output, examples
 from services.cli.output import Format, note, say, write_json, write_table
 
 if TYPE_CHECKING:
-    from services.policy.model import Policy
-    from services.policy.parse import Problem
+    from services.policy.parse import Parsed, Problem
     from services.policy.stage import Stage
 
 PolicyFiles = Annotated[
@@ -69,10 +68,10 @@ def lint(
     ] = "",
 ) -> None:
     """Name mistakes and what is likely not meant; exit 1 if any."""
-    policies, problems = _read(file)
-    findings = [_problem_words(problem) for problem in problems]
+    parsed = _read(file)
+    findings = [_problem_words(problem) for one in parsed for problem in one.problems]
     if endpoints:
-        findings += list(_on_stage(policies, endpoints).findings())
+        findings += list(_on_stage(parsed, endpoints).findings())
     for finding in findings:
         say(finding)
     if findings:
@@ -84,32 +83,33 @@ def _problem_words(problem: Problem) -> str:
     return f"{where}: {problem.severity}: {problem.message}"
 
 
-def _read(paths: list[str]) -> tuple[list[Policy], list[Problem]]:
+def _read(paths: list[str]) -> list[Parsed]:
     from services.cli import manifests
     from services.policy.features import Features
     from services.policy.parse import parse
 
-    parsed = [parse(one.text, one.source, "default", Features.ALL) for one in manifests.read(paths)]
-    policies = [held.policy for each in parsed for held in each.policies]
-    return policies, [problem for each in parsed for problem in each.problems]
+    return [parse(one.text, one.source, "default", Features.ALL) for one in manifests.read(paths)]
 
 
 def stage_of(paths: list[str], endpoints: str) -> Stage:
-    policies, problems = _read(paths)
-    errors = [problem for problem in problems if problem.severity == "error"]
+    parsed = _read(paths)
+    found = (problem for one in parsed for problem in one.problems)
+    errors = [problem for problem in found if problem.severity == "error"]
     for problem in errors:
         note(_problem_words(problem))
     if errors:
         raise typer.Exit(1)
-    return _on_stage(policies, endpoints)
+    return _on_stage(parsed, endpoints)
 
 
-def _on_stage(policies: list[Policy], endpoints: str) -> Stage:
+def _on_stage(parsed: list[Parsed], endpoints: str) -> Stage:
     from services.cli import manifests
     from services.policy.stage import Stage, read_endpoints
 
     (given,) = manifests.read([endpoints])
-    return Stage(read_endpoints(given.text, given.source), policies)
+    policies = [held.policy for each in parsed for held in each.policies]
+    groups = [group for each in parsed for group in each.cidr_groups]
+    return Stage(read_endpoints(given.text, given.source), policies, groups)
 
 
 EXAMPLES: dict[Callable[..., None], str] = {

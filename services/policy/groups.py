@@ -32,7 +32,7 @@ from services.policy.model import (
     FqdnPeer,
     NamedPeer,
     NodePeer,
-    Peer,
+    ResolvedPeer,
 )
 from services.policy.prefixes import Network, PrefixTable, covering, remaining
 from services.policy.residents import ByAddress, Residents
@@ -68,7 +68,9 @@ class GroupDef:
         return self.networks[0].version
 
 
-def definition(peer: Peer, cluster: str, by_address: ByAddress = ByAddress.NONE) -> GroupDef | None:
+def definition(
+    peer: ResolvedPeer, cluster: str, by_address: ByAddress = ByAddress.NONE
+) -> GroupDef | None:
     """None for entity none, which chooses nobody. Entity all is no group but any peer."""
     match peer:
         case EndpointPeer(selector):

@@ -6,8 +6,8 @@ rule (resolved: peers are groups) --by subject--> stance per direction + clauses
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Final, Literal
 
@@ -25,6 +25,7 @@ from identity.numbers import (
     Scope,
     scope_of,
 )
+from services.policy.cidr_groups import CidrGroup, expanded
 from services.policy.clauses import (
     RULE_ALLOW_LOCALHOST,
     RULE_DEFAULT_ALLOW,
@@ -41,7 +42,16 @@ from services.policy.clauses import (
     Tier,
 )
 from services.policy.groups import GroupDef, definition
-from services.policy.model import EntityPeer, Peer, Policy, PolicyClause, Rule, Stance
+from services.policy.model import (
+    CidrGroupPeer,
+    EntityPeer,
+    Peer,
+    Policy,
+    PolicyClause,
+    ResolvedPeer,
+    Rule,
+    Stance,
+)
 from services.policy.prefixes import Network
 from services.policy.residents import ByAddress
 
@@ -98,8 +108,16 @@ class Naming:
 
     cluster: str
     by_address: bool = False
+    cidr_groups: Mapping[str, CidrGroup] = field(default_factory=dict)
 
-    def group(self, peer: Peer, action: Action) -> GroupDef | None:
+    def peers(self, written: Iterable[Peer]) -> Iterator[ResolvedPeer]:
+        for peer in written:
+            if isinstance(peer, CidrGroupPeer):
+                yield from expanded(peer, self.cidr_groups)
+            else:
+                yield peer
+
+    def group(self, peer: ResolvedPeer, action: Action) -> GroupDef | None:
         if not self.by_address:
             return definition(peer, self.cluster)
         deny = action is Action.DENY
@@ -139,7 +157,7 @@ def _peers(written: PolicyClause, naming: Naming) -> tuple[GroupDef, ...] | None
         return None
     if written.peers is None or EntityPeer("all") in written.peers:
         return ()
-    found = (naming.group(peer, written.action) for peer in written.peers)
+    found = (naming.group(peer, written.action) for peer in naming.peers(written.peers))
     return tuple({group.id: group for group in found if group is not None}.values()) or None
 
 

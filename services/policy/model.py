@@ -57,6 +57,16 @@ class NodePeer:
 
 
 @dataclass(frozen=True, slots=True)
+class CidrGroupPeer:
+    """The prefixes of the CIDR group `name`, or of those with the labels of `selector`, without
+    `excepts` (canonical text)."""
+
+    name: str
+    selector: Selector | None
+    excepts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class NamedPeer:
     """Peers under a name whose meaning is looked up elsewhere: service(...), cloud(...), ...
 
@@ -66,7 +76,9 @@ class NamedPeer:
     text: str
 
 
-Peer = EndpointPeer | EntityPeer | CidrPeer | FqdnPeer | NodePeer | NamedPeer
+# What a peer stands for once the CIDR groups are known.
+ResolvedPeer = EndpointPeer | EntityPeer | CidrPeer | FqdnPeer | NodePeer | NamedPeer
+Peer = ResolvedPeer | CidrGroupPeer
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from services.policy.cidr_groups import CidrGroup, is_cidr_group, read_cidr_group
 from services.policy.cilium import read_specs
 from services.policy.clauses import PolicyRef
 from services.policy.cluster import read_cluster_policy
@@ -80,8 +81,11 @@ class ParsedPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
+    """cidr_groups: read where Features.CIDR_GROUPS are let in."""
+
     policies: tuple[ParsedPolicy, ...]
     problems: tuple[Problem, ...]
+    cidr_groups: tuple[CidrGroup, ...] = ()
 
     @property
     def refused(self) -> bool:
@@ -97,10 +101,16 @@ def parse(
     """
     problems: list[Problem] = []
     policies: dict[PolicyRef, ParsedPolicy] = {}
+    groups: list[CidrGroup] = []
     try:
         for node, path, manifest in _objects(_decode(text)):
             report = Report(source, features)
-            policy = _read_object(Cursor(report, path, node, node.place), default_namespace)
+            root = Cursor(report, path, node, node.place)
+            policy = None
+            if is_cidr_group(node) and Features.CIDR_GROUPS in features:
+                groups += _group(root)
+            else:
+                policy = _read_object(root, default_namespace)
             problems += report.problems
             _refuse_flood(problems, node)
             if policy is None or report.failed:
@@ -113,10 +123,18 @@ def parse(
     except Malformed as fault:
         message, line, column = fault.message, fault.line, fault.column
         problems.append(Problem("error", None, "", line, column, message, source))
-    if not policies and not problems:
+    if not policies and not problems and not groups:
         nothing = "no policy in it; expected a YAML or JSON document with a kind"
         problems.append(Problem("error", None, "", 1, 1, nothing, source))
-    return Parsed(tuple(policies.values()), tuple(problems))
+    return Parsed(tuple(policies.values()), tuple(problems), tuple(groups))
+
+
+def _group(root: Cursor) -> list[CidrGroup]:
+    try:
+        group = read_cidr_group(root)
+    except TooMany:
+        group, root.report.failed = None, True
+    return [] if group is None or root.report.failed else [group]
 
 
 def parse_object(

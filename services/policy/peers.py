@@ -13,6 +13,7 @@ from services.policy.clauses import Direction
 from services.policy.features import Features
 from services.policy.l7 import canonical
 from services.policy.model import (
+    CidrGroupPeer,
     CidrPeer,
     EndpointPeer,
     EntityPeer,
@@ -22,7 +23,7 @@ from services.policy.model import (
     Peer,
 )
 from services.policy.reader import Cursor, Fields, one_of
-from services.policy.selectors import Scope, read_selector
+from services.policy.selectors import POD_LABELS, Scope, read_selector
 
 ENTITIES: Final = (
     "all",
@@ -214,7 +215,7 @@ def read_cidr_block(at: Cursor) -> Peer | None:
         return None
     for name in ("cidrGroupRef", "cidrGroupSelector"):
         if (group := fields.get(name)) is not None:
-            return _cidr_group(at, fields, group)
+            return _cidr_group(fields, group)
     cidr = fields.require("cidr", "for example 10.0.0.0/8")
     text = cidr.text() if cidr is not None else None
     network = _network(cidr, text, prefix_needed=True) if cidr and text is not None else None
@@ -224,20 +225,22 @@ def read_cidr_block(at: Cursor) -> Peer | None:
     return CidrPeer(str(network), tuple(sorted({str(e) for e in excepts if e is not None})))
 
 
-def _cidr_group(at: Cursor, fields: Fields, group: Cursor) -> Peer | None:
+def _cidr_group(fields: Fields, group: Cursor) -> Peer | None:
     message = "CIDR groups are not supported yet; list the prefixes"
     if not group.needs(Features.CIDR_GROUPS, message):
         return None
     if (cidr := fields.get("cidr")) is not None:
         cidr.error("cidr and a CIDR group cannot stand in one entry; write two entries")
-    for entry in fields.items("except") or ():
-        _except(entry, None)
-    return NamedPeer(f"cidrgroup({canonical(at.plain())})")
+    holes = (read_network(entry) for entry in fields.items("except") or ())
+    excepts = tuple(sorted({str(hole) for hole in holes if hole is not None}))
+    if fields.get("cidrGroupRef") is not None:
+        name = group.text()
+        return CidrGroupPeer(name, None, excepts) if name else None
+    return CidrGroupPeer("", read_selector(group, POD_LABELS), excepts)
 
 
 def _except(at: Cursor, within: Network | None) -> Network | None:
-    text = at.text()
-    network = _network(at, text, prefix_needed=True) if text is not None else None
+    network = read_network(at)
     if network is None or within is None:
         return None
     if not contains(within, network):

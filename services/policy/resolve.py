@@ -21,6 +21,7 @@ from identity.index import SelectorIndex
 from identity.labels import RESERVED, Labels
 from identity.numbers import NumericIdentity, reserved_labels
 from identity.selector import Selector
+from services.policy.cidr_groups import CidrGroup
 from services.policy.clauses import GroupId, LocalPolicy, PolicyRef, RuleId, RuleSource
 from services.policy.groups import GroupDef, GroupTable, definition
 from services.policy.local import (
@@ -33,7 +34,7 @@ from services.policy.local import (
     may_be_endpoint,
     resolve_policy,
 )
-from services.policy.model import Policy
+from services.policy.model import CidrGroupPeer, Policy
 from services.policy.prefixes import Network, PrefixTable, labels_of
 from services.policy.selectors import Kind
 from services.runtime.errors import NotFound
@@ -95,6 +96,11 @@ def rule_count(policy: Policy) -> int:
     return sum(len(rule.clauses) for rule in policy.rules)
 
 
+def _refers_to_cidr_groups(policy: Policy) -> bool:
+    clauses = (clause for rule in policy.rules for clause in rule.clauses)
+    return any(isinstance(peer, CidrGroupPeer) for c in clauses for peer in c.peers or ())
+
+
 class _Recorder:
     """Notes what a call does to groups, prefixes and locals; nothing is noted twice."""
 
@@ -144,6 +150,7 @@ class Resolver:
         self._held: defaultdict[NumericIdentity, set[Network]] = defaultdict(set)
         self._groups = GroupTable(self._index, self._prefixes)
         self._policies: dict[PolicyRef, ResolvedPolicy] = {}
+        self._cidr_groups: dict[str, CidrGroup] = {}
         self._rules: dict[RuleId, RuleSource] = {}
         # Subject selector -> the rules that have it, by policy.
         self._subjects: dict[Selector, dict[PolicyRef, tuple[ResolvedRule, ...]]] = {}
@@ -166,15 +173,34 @@ class Resolver:
         if was is not None and was.policy == policy and was.rule_base == rule_base:
             return Changes()
         record = _Recorder()
-        settings = self.settings
-        naming = Naming(settings.cluster, policy.ref.kind in settings.by_address)
-        now = resolve_policy(policy, rule_base, naming)
+        now = resolve_policy(policy, rule_base, self._naming(policy))
         # New uses before old ones end: what both share stays.
         self._acquire(now, record)
         if was is not None:
             self._release(was, record)
         self._enter(now, record)
         return self._finish(record, was, now)
+
+    def set_cidr_groups(self, groups: Iterable[CidrGroup]) -> Changes:
+        """All that exist from now on; policies that refer to one are resolved anew."""
+        self._cidr_groups = {group.name: group for group in groups}
+        record = _Recorder()
+        was = [p for p in self._policies.values() if _refers_to_cidr_groups(p.policy)]
+        now = [resolve_policy(p.policy, p.rule_base, self._naming(p.policy)) for p in was]
+        for each in now:
+            self._acquire(each, record)
+        for each in was:
+            self._release(each, record)
+        for each in now:
+            self._enter(each, record)
+        self._assembled.clear()
+        self._forget_locals(record.locals)
+        return record.changes(self._groups)
+
+    def _naming(self, policy: Policy) -> Naming:
+        settings = self.settings
+        by_address = policy.ref.kind in settings.by_address
+        return Naming(settings.cluster, by_address, self._cidr_groups)
 
     def remove_policy(self, ref: PolicyRef) -> Changes:
         """No change when there is no such policy."""
@@ -206,7 +232,7 @@ class Resolver:
             self._no_endpoints.update(labels)
             self._groups.prefixes_added(fresh)
             self._groups.selectors_changed(self._index.add_identities(labels), {})
-            record.prefixes_added = {str(network): n for network, n in fresh.items()}
+            record.prefixes_added |= {str(network): n for network, n in fresh.items()}
         for group in now.groups:
             if self._groups.acquire(group):
                 record.groups_added[group.id] = None
@@ -238,7 +264,7 @@ class Resolver:
             self._groups.prefixes_removed(gone)
             self._groups.selectors_changed({}, self._index.remove_identities(gone.values()))
             self._no_endpoints -= BitMap(gone.values())
-            record.prefixes_removed = {str(network): n for network, n in gone.items()}
+            record.prefixes_removed |= {str(network): n for network, n in gone.items()}
 
     # -------------------------------------------------------------- identities
 

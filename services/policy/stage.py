@@ -18,6 +18,7 @@ from identity.labels import CLUSTER_KEY, K8S, NAMESPACE_KEY, NAMESPACE_LABELS_PR
 from identity.numbers import FIRST_ALLOCATED, NumericIdentity
 from services.policy.advice import idle
 from services.policy.cases import port_names
+from services.policy.cidr_groups import CidrGroup
 from services.policy.clauses import FIRST_CLAUSE_RULE, Direction, NamedPort, RuleId
 from services.policy.model import Policy
 from services.policy.prefixes import Network
@@ -65,7 +66,9 @@ class Stage:
 
     host_let_in = False  # its resolver says so itself
 
-    def __init__(self, given: Endpoints, policies: Iterable[Policy]) -> None:
+    def __init__(
+        self, given: Endpoints, policies: Iterable[Policy], groups: Iterable[CidrGroup] = ()
+    ) -> None:
         self._given = given
         self.resolver = Resolver(ResolverSettings(cluster=_CLUSTER))
         self.questions = Questions(self)
@@ -74,6 +77,8 @@ class Stage:
         self._names: dict[NumericIdentity, Mapping[NamedPort, int]] = {}
         for endpoint in given.endpoints:
             self._enter(endpoint)
+        self._groups = {group.name: group for group in groups}
+        self.resolver.set_cidr_groups(self._groups.values())
         base = int(FIRST_CLAUSE_RULE)
         self._policies = tuple(policies)
         for policy in self._policies:
@@ -138,7 +143,7 @@ class Stage:
     def findings(self) -> Iterator[str]:
         """What is legal but surely a mistake: selectors of nobody, and conflicts of endpoints."""
         for policy in self._policies:
-            yield from map(str, idle(policy, self.resolver))
+            yield from map(str, idle(policy, self.resolver, self._groups))
         for name, number in self._numbers.items():
             fault = self.questions.conflict(number)
             if fault:
