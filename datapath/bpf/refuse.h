@@ -52,7 +52,7 @@ static __always_inline int store_ip4(struct __sk_buff *skb, const struct packet 
 	ip.saddr = pkt->daddr.w[3];
 	ip.daddr = pkt->saddr.w[3];
 	ip.check = fold(bpf_csum_diff(0, 0, (__be32 *)&ip, sizeof(ip), 0));
-	return bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), 0);
+	return bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM);
 }
 
 static __always_inline int store_ip6(struct __sk_buff *skb, const struct packet *pkt, __u8 proto,
@@ -66,7 +66,7 @@ static __always_inline int store_ip6(struct __sk_buff *skb, const struct packet 
 	ip.hop_limit = ANSWER_HOPS;
 	__builtin_memcpy(&ip.saddr, &pkt->daddr, sizeof(ip.saddr));
 	__builtin_memcpy(&ip.daddr, &pkt->saddr, sizeof(ip.daddr));
-	return bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), 0);
+	return bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM);
 }
 
 static __always_inline int store_ip(struct __sk_buff *skb, const struct packet *pkt, __u8 proto,
@@ -101,7 +101,8 @@ __noinline int refuse_tcp(struct __sk_buff *skb, const struct packet *pkt)
 	if (bpf_skb_change_tail(skb, pkt->l4_offset + sizeof(out), 0))
 		return -1;
 	return store_ip(skb, pkt, IPPROTO_TCP, sizeof(out)) ||
-	       bpf_skb_store_bytes(skb, pkt->l4_offset, &out, sizeof(out), 0);
+	       bpf_skb_store_bytes(skb, pkt->l4_offset, &out, sizeof(out),
+				   BPF_F_RECOMPUTE_CSUM);
 }
 
 __noinline int refuse_icmp4(struct __sk_buff *skb, const struct packet *pkt)
@@ -116,7 +117,8 @@ __noinline int refuse_icmp4(struct __sk_buff *skb, const struct packet *pkt)
 	if (bpf_skb_change_tail(skb, pkt->l4_offset + sizeof(out), 0))
 		return -1;
 	return store_ip(skb, pkt, IPPROTO_ICMP, sizeof(out)) ||
-	       bpf_skb_store_bytes(skb, pkt->l4_offset, &out, sizeof(out), 0);
+	       bpf_skb_store_bytes(skb, pkt->l4_offset, &out, sizeof(out),
+				   BPF_F_RECOMPUTE_CSUM);
 }
 
 __noinline int refuse_icmp6(struct __sk_buff *skb, const struct packet *pkt)
@@ -132,7 +134,8 @@ __noinline int refuse_icmp6(struct __sk_buff *skb, const struct packet *pkt)
 	if (bpf_skb_change_tail(skb, pkt->l4_offset + sizeof(out), 0))
 		return -1;
 	return store_ip(skb, pkt, IPPROTO_ICMPV6, sizeof(out)) ||
-	       bpf_skb_store_bytes(skb, pkt->l4_offset, &out, sizeof(out), 0);
+	       bpf_skb_store_bytes(skb, pkt->l4_offset, &out, sizeof(out),
+				   BPF_F_RECOMPUTE_CSUM);
 }
 
 /* Turns a denied packet into its answer, hardware addresses exchanged; 0, or it cannot be. */

@@ -7,6 +7,7 @@ from ipaddress import IPv6Address
 from typing import Final
 
 from tests.fakes.kernel_node import Workload
+from tests.fakes.netns import checksum
 
 PASSED: Final = 0  # TC_ACT_OK
 DROPPED: Final = 2  # TC_ACT_SHOT
@@ -91,3 +92,35 @@ def extension(following: int, body: bytes = bytes(6)) -> bytes:
 
 def fragment6(following: int, ident: int, offset: int, *, more: bool) -> bytes:
     return struct.pack("!2BHI", following, 0, offset | more, ident)
+
+
+def sums_up(packet: bytes) -> bool:
+    """Whether the checksums of an Ethernet frame with plain headers are right (RFC 1071)."""
+    ip = packet[14:]
+    if ip[0] >> 4 == 4:
+        proto, ends, body = ip[9], ip[12:20], ip[20 : int.from_bytes(ip[2:4], "big")]
+        if checksum(ip[:20]):
+            return False
+    else:
+        proto, ends = ip[6], ip[8:40]
+        body = ip[40 : 40 + int.from_bytes(ip[4:6], "big")]
+    if proto == ICMP:
+        return not checksum(body)
+    return not checksum(ends + struct.pack("!2I", len(body), proto) + body)
+
+
+def with_sums(packet: bytes) -> bytes:
+    """A frame with plain headers around TCP, UDP or an echo, its checksums put right."""
+    four = packet[14] >> 4 == 4
+    start = 34 if four else 54
+    proto = packet[23] if four else packet[20]
+    at = start + {TCP: 16, UDP: 6, ICMP: 2, ICMP6: 2}[proto]
+    blank = packet[:at] + b"\0\0" + packet[at + 2 :]
+    ends = b"" if proto == ICMP else blank[26:34] if four else blank[22:54]
+    tail = b"" if proto == ICMP else struct.pack("!2I", len(blank) - start, proto)
+    found = checksum(ends + tail + blank[start:]) or 0xFFFF
+    whole = blank[:at] + found.to_bytes(2, "big") + blank[at + 2 :]
+    if not four:
+        return whole
+    head = whole[14:24] + b"\0\0" + whole[26:34]
+    return whole[:24] + checksum(head).to_bytes(2, "big") + whole[26:]

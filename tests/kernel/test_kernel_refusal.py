@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 
 import pytest
 
@@ -23,6 +24,7 @@ from tests.fakes.packets import (
     UDP,
     ipv4_packet,
     ipv6_packet,
+    sums_up,
     tcp_packet,
     tcp_segment,
     udp_datagram,
@@ -200,3 +202,48 @@ def test_the_staged_answer_is_told_beside_the_enforced_one(
     assert (judged.verdict, judged.rule_id) == (ALLOW, 31)
     assert (judged.flags, judged.staged, judged.staged_rule_id) == (EventFlags.STAGED, DENY, 51)
     assert (outgoing.flags, outgoing.staged_rule_id) == (0, 0)
+
+
+@pytest.mark.parametrize("flags", [0x02, 0x10, 0x11, 0x18])
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_reset_is_what_the_protocol_asks_for(
+    node: KernelNode, alice: Workload, bob: Workload, family: int, flags: int
+) -> None:
+    """RFC 9293, 3.10.7.1."""
+    node.policy(8, {})
+    node.place(alice, slot_out=8, flags=RESPOND)
+    sent = struct.pack("!2H2I2B3H", 4000, 80, 7000, 9000, 0x60, flags, 0, 0, 0) + bytes(4 + 10)
+    if family == 4:
+        packet, start = ipv4_packet(alice, bob, TCP, sent), 34
+    else:
+        packet, start = ipv6_packet(alice, bob.address6, TCP, sent), 54
+    done = node.run(alice, packet)
+    assert done.result == REDIRECTED
+    out = done.packet
+    assert sums_up(out)
+    assert (out[:6], out[6:12]) == (alice.link.mac, alice.link.host_mac)
+    assert len(out) == start + 20
+    sport, dport, seq, ack, size, said = struct.unpack_from("!2H2I2B", out, start)
+    assert (sport, dport, size) == (80, 4000, 0x50)
+    length = 10 + bool(flags & 0x02) + bool(flags & 0x01)
+    expected = (9000, 0, 0x04) if flags & 0x10 else (0, 7000 + length, 0x14)
+    assert (seq, ack, said) == expected
+
+
+@pytest.mark.parametrize("payload", [b"", b"x" * 900])
+@pytest.mark.parametrize("family", [4, 6])
+def test_an_error_quotes_the_packets_beginning(
+    node: KernelNode, alice: Workload, bob: Workload, family: int, payload: bytes
+) -> None:
+    node.policy(8, {})
+    node.place(alice, slot_out=8, flags=RESPOND)
+    datagram = udp_datagram(4000, 53, payload)
+    if family == 4:
+        packet, start, quote = ipv4_packet(alice, bob, UDP, datagram), 34, 28
+    else:
+        packet, start, quote = ipv6_packet(alice, bob.address6, UDP, datagram), 54, 48
+    out = node.run(alice, packet).packet
+    assert sums_up(out)
+    assert len(out) == start + 8 + quote
+    assert out[start : start + 2] == (b"\3\x0d" if family == 4 else b"\1\1")
+    assert out[start + 8 :] == packet[14 : 14 + quote]
