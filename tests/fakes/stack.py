@@ -60,6 +60,8 @@ class Stack:
         self.name = f"{tag}-{os.getpid()}"
         self.bpf_dir = Path(f"/sys/fs/bpf/tsr-sys-{os.getpid()}-{tag}")
         self.layout = layout.Layout(self.dir / "state", self.dir / "run", self.bpf_dir)
+        # Of the machine before this node was on it.
+        self.foreign_links = frozenset(name for _, name in socket.if_nameindex())
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.etcd_port = free_port()
         self._peer_port = free_port()

@@ -6,6 +6,8 @@ A runtime's own order of calls is tests/fakes/libcni.py; real runtimes have file
 from __future__ import annotations
 
 import json
+import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -14,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from datapath.agent.record import OUTER_PREFIX
+from datapath.links import has_carrier
 from datapath.maps.tables import Tables
 from services.runtime.errors import Invalid
 from tests.fakes.libcni import (
@@ -92,8 +96,8 @@ def nothing_left(stack: Stack) -> bool:
         assert not list(tables.local4.items())
     finally:
         tables.close()
-    links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True)
-    assert ": tes" not in links.stdout
+    links = {name for _, name in socket.if_nameindex()} - stack.foreign_links
+    assert not [name for name in links if name.startswith(OUTER_PREFIX)]
     assert not list((stack.bpf_dir / "links").glob("*"))
     assert not list((stack.bpf_dir / "filters").glob("*"))
     # References of identities and addresses, as etcd has them.
@@ -213,6 +217,34 @@ def test_calls_for_one_container_at_once_agree(stack: Stack, runtime: Runtime) -
         for thread in deletions:
             thread.join()
         assert nothing_left(stack)
+
+
+def test_there_is_no_carrier_before_the_policy_is_in_force(stack: Stack, runtime: Runtime) -> None:
+    results: list[object] = []
+
+    def add() -> None:
+        results.append(runtime.add("c1", ns.path, capabilities={"labels": {"app": "never-seen"}}))
+
+    def outer() -> str:
+        made = [one for one in stack.endpoints() if one["state"] == "creating"]
+        return made[0]["interface"] if made and made[0]["ip"] else ""
+
+    with namespace() as ns:
+        stack.signal("policyd", signal.SIGSTOP)
+        try:
+            thread = threading.Thread(target=add)
+            thread.start()
+            name = eventually(outer, "no endpoint is being made")
+            eventually(lambda: name in {n for _, n in socket.if_nameindex()}, "no interface")
+            inside = ns.ip("link show eth0")
+            assert thread.is_alive()
+            assert not has_carrier(name)
+            assert "state UP" not in inside
+        finally:
+            stack.signal("policyd", signal.SIGCONT)
+        thread.join()
+        assert has_carrier(name)
+        assert len(results) == 1
 
 
 def test_a_container_that_does_not_exist_needs_no_cleaning(runtime: Runtime) -> None:
