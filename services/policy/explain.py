@@ -19,6 +19,7 @@ from identity.numbers import NumericIdentity
 from services.policy.blocks import PortAnswer, Verdict
 from services.policy.clauses import (
     RULE_ALLOW_LOCALHOST,
+    RULE_CONTROL_CHANNEL,
     RULE_DEFAULT_ALLOW,
     RULE_OPEN,
     Action,
@@ -42,6 +43,7 @@ _OPEN_ANSWER = PortAnswer(Verdict.ALLOW, RULE_OPEN)
 _RESERVED: Mapping[RuleId, str] = {
     RULE_OPEN: "open: nothing restricts it",
     RULE_ALLOW_LOCALHOST: "traffic from the local host is allowed",
+    RULE_CONTROL_CHANNEL: "the control channel is never stopped",
     RULE_DEFAULT_ALLOW: "the policies that select the endpoint do not turn default deny on",
 }
 

@@ -15,6 +15,7 @@ import pytest
 
 from datapath.maps import flows, layout
 from datapath.maps.tables import CODECS, CONFIG_KEYS, Sizes
+from services.flows.flow import DROP_REASONS
 from services.policy import clauses
 from services.runtime.config import AgentConfig
 from tests.fakes.kernel_node import built_object
@@ -167,6 +168,10 @@ def test_enumerators_agree(
 ) -> None:
     kernel = {key.removeprefix(prefix): value for key, value in enum_of(btf, name).items()}
     assert kernel == {member.name: member.value for member in twin}
+
+
+def test_every_reason_has_a_name_in_flows() -> None:
+    assert {reason.value for reason in layout.DropReason} <= DROP_REASONS.keys()
 
 
 def test_rule_numbers_agree(btf: list[dict[str, Any]]) -> None:
