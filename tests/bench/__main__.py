@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 
 from tests.bench import (
+    bench_addresses,
     bench_agent_start,
     bench_allocation,
     bench_cni,
@@ -28,6 +29,7 @@ FULL = {
     "identity": bench_identity.main,
     "identity_api": bench_identity_api.main,
     "allocation": bench_allocation.main,
+    "addresses": bench_addresses.main,
     "agent_start": bench_agent_start.main,
     "endpoint": bench_endpoint.main,
     "cni": bench_cni.main,
@@ -42,6 +44,7 @@ QUICK = {
     "identity": lambda: bench_identity.main(5, ((100, 2),)),
     "identity_api": lambda: bench_identity_api.main(2000, 1, 10, 100),
     "allocation": lambda: bench_allocation.main(1, 0.3, (1, 16), 2000, 10),
+    "addresses": lambda: bench_addresses.main(1, 0.3, 5, 2_000),
     "agent_start": lambda: bench_agent_start.main(2),
     "endpoint": lambda: bench_endpoint.main(3),
     "cni": lambda: bench_cni.main(3),
