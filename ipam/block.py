@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 Address = IPv4Address | IPv6Address
@@ -74,6 +75,8 @@ class Block:
         return iter(range(self.base, self.last + 1))
 
 
+# Every address of a block names it: read back after a start, one text in 64 is new.
+@lru_cache(maxsize=1 << 14)
 def parse_block(text: str) -> Block:
     """Raises ValueError."""
     network = ip_network(text)

@@ -168,10 +168,10 @@ def parse_padded(text: str) -> int:
         if padded(address) != text:
             raise ValueError(f"{text!r} is not an address key")
         return address
-    octets = [int(part, 10) for part in text.split(".")]
+    octets = bytes(map(int, text.split(".")))
     if len(octets) != 4:
         raise ValueError(f"{text!r} is not an address key")
-    return int.from_bytes(bytes(octets), "big")
+    return int.from_bytes(octets, "big")
 
 
 def pool_key(pool: str) -> str:

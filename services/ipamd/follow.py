@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 
 from ipam.view import View
 from services.ipamd import rows
+from services.runtime import garbage
 from services.runtime.log import logger
 from services.store.model import Revision, Store, Synced
 
@@ -22,12 +24,15 @@ class Follower:
 
     async def run(self) -> None:
         """Returns when the store is closed."""
-        async for batch in self._store.watch(*rows.WATCHED):
-            for event in batch:
-                if isinstance(event, Synced):
-                    self._synced(event.revision)
-                else:
-                    rows.apply(self._view, event)
+        with ExitStack() as reading:
+            reading.enter_context(garbage.building())
+            async for batch in self._store.watch(*rows.WATCHED):
+                for event in batch:
+                    if isinstance(event, Synced):
+                        reading.close()
+                        self._synced(event.revision)
+                    else:
+                        rows.apply(self._view, event)
 
     def _synced(self, revision: Revision) -> None:
         self.synced.set()

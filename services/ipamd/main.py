@@ -32,6 +32,7 @@ from services.ipamd.reclaimer import Reclaimer
 from services.ipamd.service import IpamService
 from services.ipamd.usage import Meter
 from services.ipamd.windows import Windows
+from services.runtime import garbage
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.config import IpamdConfig
 from services.runtime.errors import Invalid, Unusable
@@ -107,6 +108,7 @@ async def serve_with(
         await restarting("pools", ensure_pools, clock)
         tasks.create_task(follower.run(), name="follower")
         await follower.synced.wait()
+        garbage.settled()
         tasks.create_task(restarting("reclaimer", reclaimer.run, clock), name="reclaimer")
         tasks.create_task(restarting("collector", collector.run, clock), name="collector")
         tasks.create_task(usage.run(), name="usage")

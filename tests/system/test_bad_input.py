@@ -300,7 +300,7 @@ def disarm(stack: Stack) -> None:
 # ------------------------------------------------------------------ services that are not there
 
 
-@pytest.mark.parametrize("name", ["identityd", "ipamd", "policyd"])
+@pytest.mark.parametrize("name", ["identityd", "policyd"])
 def test_an_endpoint_without_a_service_names_it_and_leaves_nothing(
     stack: Stack, room: Namespace, name: str
 ) -> None:
@@ -314,6 +314,18 @@ def test_an_endpoint_without_a_service_names_it_and_leaves_nothing(
     stack.wait_ready()
     nothing_left(stack, room)
     stack.add(room, "api", app="api")
+
+
+def test_an_endpoint_has_its_address_without_ipamd(stack: Stack, room: Namespace) -> None:
+    """Out of the node's own window; ipamd is told when it is back."""
+    kept = stack.layout.state_dir / "addresses.log"
+    eventually(lambda: b"Gained" in kept.read_bytes(), "the node has no window")
+    stack.kill("ipamd")
+    stack.add(room, "api", app="api")
+    told = stack.etcd_keys("tessera/ipam/own/")
+    stack.start_process("ipamd")
+    stack.wait_ready()
+    eventually(lambda: len(stack.etcd_keys("tessera/ipam/own/")) > len(told), "ipamd was not told")
 
 
 def test_a_policy_without_policyd_names_it_and_is_not_stored(stack: Stack) -> None:
