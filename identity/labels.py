@@ -204,6 +204,8 @@ class FilterRule:
         source, colon, pattern = text.removeprefix("!").partition(":")
         if not colon or not _SOURCE.fullmatch(source):
             source, pattern = ANY, text.removeprefix("!")
+        if not pattern:
+            raise Invalid(f"label filter {text!r} holds no pattern; write !KEY to ignore a key")
         try:
             return cls(re.compile(pattern), source, ignore)
         except re.error as error:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 
-import grpc
 import pytest
-from tessera_wire.identity.v1 import identity_pb2 as pb
-from tessera_wire.identity.v1 import identity_pb2_grpc
 
 from services.runtime.errors import TesseraError
 from tests.fakes.netns import Namespace, namespace
@@ -51,17 +48,14 @@ def api(stack: Stack) -> Iterator[Namespace]:
         yield made
 
 
-@contextmanager
-def identityd(stack: Stack) -> Iterator[identity_pb2_grpc.IdentityServiceStub]:
-    with grpc.insecure_channel(f"unix://{stack.layout.socket('identityd')}") as channel:
-        yield identity_pb2_grpc.IdentityServiceStub(channel)
+RULES = "/v1/identities/rules"
 
 
 def set_rules(stack: Stack, **rules: object) -> None:
-    with identityd(stack) as stub:
-        now = stub.GetLabelRules(pb.GetLabelRulesRequest(), timeout=10, wait_for_ready=True)
-        wanted = pb.LabelRules(revision=now.revision, namespace_quota=4096, **rules)
-        stub.SetLabelRules(pb.SetLabelRulesRequest(rules=wanted), timeout=10, wait_for_ready=True)
+    now = json.loads(stack.rest.get(RULES))
+    headers = {"Content-Type": "application/json", "If-Match": f'"{now["revision"]}"'}
+    answer = stack.rest.request("PUT", RULES, body=json.dumps(rules).encode(), headers=headers)
+    assert json.loads(answer)["revision"] > now["revision"]
 
 
 def identities(stack: Stack) -> dict[str, int]:
@@ -69,12 +63,31 @@ def identities(stack: Stack) -> dict[str, int]:
 
 
 def nodes_of(stack: Stack, number: int) -> list[str]:
-    with identityd(stack) as stub:
-        return list(
-            stub.GetIdentity(
-                pb.GetIdentityRequest(id=number), timeout=10, wait_for_ready=True
-            ).nodes
-        )
+    """Those that hold a reference."""
+    return list(json.loads(stack.rest.get(f"/v1/identities/{number}"))["nodes"])
+
+
+def answers(stack: Stack) -> bool:
+    try:
+        return bool(stack.rest.get(RULES))
+    except TesseraError:
+        return False
+
+
+def added(stack: Stack, space: Namespace) -> bool:
+    """False while the agent still waits before it looks for identityd again."""
+    try:
+        return bool(stack.add(space, "unknown", app="other"))
+    except TesseraError:
+        return False
+
+
+def refers(stack: Stack, number: int) -> bool:
+    """False while identityd is just starting, too."""
+    try:
+        return nodes_of(stack, number) == [stack.name]
+    except TesseraError:
+        return False
 
 
 def test_new_label_rules_move_every_endpoint_without_a_packet_lost_or_let_through(
@@ -117,7 +130,25 @@ def test_a_known_label_set_is_attached_while_identityd_is_away_and_an_unknown_on
         with pytest.raises(TesseraError, match="identityd"):
             stack.add(new, "unknown", app="other")
         stack.start_process("identityd")
-        stack.wait_ready()
-        eventually(lambda: nodes_of(stack, was) == [stack.name], "the reference that was owed")
-        stack.add(new, "unknown", app="other")
+        # The agent may not have noticed that it was away.
+        eventually(lambda: answers(stack), "identityd does not come back", 60.0)
+        eventually(lambda: refers(stack, was), "the reference that was owed")
+        eventually(lambda: added(stack, new), "the endpoint that was refused")
         assert more.can_connect(address, 8080)
+
+
+def test_rules_that_cannot_be_are_refused_and_change_nothing(stack: Stack) -> None:
+    before = stack.rest.get(RULES)
+    headers = {"Content-Type": "application/json"}
+    for body, status, words in (
+        ({"label_filter": ["!("]}, 422, "no regular expression"),
+        ({"label_filter": ["!"]}, 422, "holds no pattern"),
+        ({"label_filter": [""]}, 422, "holds no pattern"),
+        ({"quota": 1}, 400, "quota"),
+    ):
+        reply = stack.rest.exchange("PUT", RULES, body=json.dumps(body).encode(), headers=headers)
+        assert reply.status == status, reply
+        assert words in reply.body.decode()
+    stale = {**headers, "If-Match": '"1"'}
+    assert stack.rest.exchange("PUT", RULES, body=b"{}", headers=stale).status == 412
+    assert stack.rest.get(RULES) == before
