@@ -140,9 +140,11 @@ def create_veth(
     address6: IPv6Address | None = None,
     mtu: int = MTU,
     routes: Sequence[str] = (),
+    mac: bytes | None = None,
 ) -> VethInfo:
     """A pair, inner side configured and up in `netns`, outer side down until `set_up`. `routes`:
-    CIDRs that the namespace reaches through it; none: everything its addresses can speak to.
+    CIDRs that the namespace reaches through it; none: everything its addresses can speak to. `mac`:
+    of the inner side; None: a random one.
 
     NotFound: no such namespace. Conflict: a name is taken. Nothing is left behind on failure.
     """
@@ -151,7 +153,7 @@ def create_veth(
             raise Invalid(f"{name!r} is no interface name: 1 to 15 characters, no space, / or :")
     target = open_netns(netns)
     try:
-        info = _create_pair(netns, target, inner_name, outer_name, mtu)
+        info = _create_pair(netns, target, inner_name, outer_name, mtu, mac or _random_mac())
         try:
             run_in(
                 target,
@@ -166,8 +168,8 @@ def create_veth(
     return info
 
 
-def _create_pair(netns: str, target: int, inner: str, outer: str, mtu: int) -> VethInfo:
-    host_mac, mac = _random_mac(), _random_mac()
+def _create_pair(netns: str, target: int, inner: str, outer: str, mtu: int, mac: bytes) -> VethInfo:
+    host_mac = _random_mac()
     peer = {"ifname": inner, "net_ns_fd": target, "address": _spelled(mac), "mtu": mtu}
     with _netlink(f"cannot create interface {inner} in {netns}") as netlink:
         try:

@@ -65,6 +65,7 @@ class Wanted:
     static: tuple[str, ...] = ()
     retain_s: int = 0
     adopted: bool = False
+    mac: bytes = bytes(6)
 
 
 class Identities(Protocol):
@@ -243,6 +244,7 @@ class Endpoints:
             static=wanted.static,
             retain_s=wanted.retain_s,
             adopted=wanted.adopted,
+            mac=wanted.mac,
         )
         self.next_id += 1
         self._records[key] = record

@@ -33,6 +33,7 @@ class NodeMachine:
             address6=_six(record),
             mtu=record.mtu or self.mtu,
             routes=record.routes,
+            mac=record.mac if any(record.mac) else None,
         )
 
     def find_veth(self, record: EndpointRecord) -> links.Existing:

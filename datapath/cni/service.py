@@ -150,6 +150,7 @@ class Cni:
             routes=tuple(route.dst for route in request.config.routes),
             pool=workload.pool_of(request),
             static=static,
+            mac=workload.mac_of(request),
         )
 
     async def _del(self, request: Request) -> bytes:

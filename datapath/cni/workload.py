@@ -25,6 +25,7 @@ POOL_ANNOTATION: Final = "ipam.cilium.io/ip-pool"
 FIRST_INTERFACE: Final = "eth0"
 # Container ids may be longer than a name of Kubernetes; runtimes show the first twelve digits.
 _ID_SHOWN: Final = 12
+_MAC: Final = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 _SEPARATORS: Final = re.compile(r"[,\n]")
 
 
@@ -50,6 +51,26 @@ def addresses_of(request: Request) -> tuple[str, ...]:
                 raise CniError(Code.BAD_CONFIG, f"{name}: {given!r} is no list of addresses")
             return tuple(_text(name, one).strip().partition("/")[0] for one in found)
     return ()
+
+
+def mac_of(request: Request) -> bytes:
+    """Of the container's interface; zeros: any. Capability `mac`, args.cni.mac, CNI_ARGS MAC."""
+    convention = request.config.args.get("cni", {})
+    given = (
+        request.config.runtime_config.get("mac")
+        or (convention.get("mac") if isinstance(convention, dict) else None)
+        or request.args.get("MAC")
+    )
+    if not given:
+        return bytes(6)
+    if not isinstance(given, str) or not _MAC.fullmatch(given):
+        raise CniError(Code.BAD_CONFIG, f"MAC {given!r} is not like 02:00:00:00:00:01")
+    mac = bytes.fromhex(given.replace(":", ""))
+    if mac[0] & 1 or not any(mac):
+        raise CniError(
+            Code.BAD_CONFIG, f"MAC {given} is no interface's: zeros, or an address of many"
+        )
+    return mac
 
 
 def pool_of(request: Request) -> str:

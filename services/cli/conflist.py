@@ -18,7 +18,7 @@ SPEC_VERSION = "1.0.0"
 SUFFIXES = (".conf", ".conflist", ".json")
 # Of chained plugins, which have nothing to do unless the runtime passes them these.
 CAPABILITIES: Mapping[str, str] = {"portmap": "portMappings", "bandwidth": "bandwidth"}
-OWN_CAPABILITIES = ("labels", "ips", "io.kubernetes.cri.pod-annotations")
+OWN_CAPABILITIES = ("labels", "ips", "mac", "io.kubernetes.cri.pod-annotations")
 
 
 @dataclass(frozen=True, slots=True)

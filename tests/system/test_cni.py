@@ -19,6 +19,8 @@ import pytest
 from datapath.agent.record import OUTER_PREFIX
 from datapath.links import has_carrier
 from datapath.maps.tables import Tables
+from identity.keys import IP_PREFIX, REF_PREFIX
+from ipam.keys import ADDRESSES, OWNERS
 from services.runtime.errors import Invalid
 from tests.fakes.libcni import (
     STANDARD_PLUGINS,
@@ -94,15 +96,20 @@ def nothing_left(stack: Stack) -> bool:
         assert stack.endpoints() == []
         assert not list(tables.endpoints.items())
         assert not list(tables.local4.items())
+        assert not list(tables.local6.items())
     finally:
         tables.close()
     links = {name for _, name in socket.if_nameindex()} - stack.foreign_links
     assert not [name for name in links if name.startswith(OUTER_PREFIX)]
     assert not list((stack.bpf_dir / "links").glob("*"))
     assert not list((stack.bpf_dir / "filters").glob("*"))
-    # References of identities and addresses, as etcd has them.
-    left = [key for key in stack.etcd_keys("tessera/ipam/") if "/ip/" in key or "/own/" in key]
-    assert not left
+    # Addresses, announcements and references of identities, as etcd has them.
+    prefixes = (ADDRESSES, OWNERS, IP_PREFIX, REF_PREFIX)
+    eventually(
+        lambda: not any(stack.etcd_keys(prefix) for prefix in prefixes),
+        f"left in etcd: {[key for prefix in prefixes for key in stack.etcd_keys(prefix)]}",
+        10.0,
+    )
     return True
 
 
@@ -187,6 +194,16 @@ def test_an_address_that_is_asked_for_is_given_to_one_container(
             runtime.add("c2", two.path, args=wanted.replace("=a;", "=b;"))
         assert failed.value.code in (7, 11)
         assert len(stack.endpoints()) == 1
+
+
+def test_a_mac_that_is_asked_for_is_had_and_let_through(runtime: Runtime) -> None:
+    with namespace() as one, namespace() as two:
+        made = runtime.add("c1", one.path, args="MAC=02:00:5e:10:00:01;" + named("a"))
+        assert made["interfaces"][1]["mac"] == "02:00:5e:10:00:01"
+        assert "02:00:5e:10:00:01" in one.ip("link show eth0")
+        runtime.check("c1", one.path, args=named("a"))
+        other = runtime.add("c2", two.path)["ips"][0]["address"].split("/")[0]
+        assert one.ping(other, timeout_s=2)
 
 
 def test_adding_again_answers_the_same(stack: Stack, runtime: Runtime) -> None:

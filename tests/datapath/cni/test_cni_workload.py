@@ -13,6 +13,7 @@ from datapath.cni.workload import (
     POOL_ANNOTATION,
     addresses_of,
     labels_of,
+    mac_of,
     name_of,
     namespace_of,
     pool_of,
@@ -100,3 +101,25 @@ def test_a_pods_pool_goes_before_the_networks():
     chosen = {ANNOTATIONS: {POOL_ANNOTATION: "blue"}}
     assert pool_of(request(pool="red")) == "red"
     assert pool_of(request(pool="red", runtime_config=chosen)) == "blue"
+
+
+@pytest.mark.parametrize(
+    ("args", "config"),
+    [
+        ({"MAC": "02:00:00:00:00:0A"}, {}),
+        ({}, {"runtime_config": {"mac": "02:00:00:00:00:0a"}}),
+        ({}, {"args": {"cni": {"mac": "02:00:00:00:00:0a"}}}),
+    ],
+)
+def test_a_wanted_mac_is_read_wherever_a_runtime_puts_it(args, config):
+    assert mac_of(request(args, **config)) == b"\x02\0\0\0\0\x0a"
+
+
+@pytest.mark.parametrize("mac", ["x", "02:00:00:00:00", "01:00:5e:00:00:01", "0:0:0:0:0:0", 7])
+def test_a_mac_no_interface_can_have_is_refused(mac):
+    with pytest.raises(CniError, match="MAC"):
+        mac_of(request(runtime_config={"mac": mac}))
+
+
+def test_without_a_wish_any_mac_will_do():
+    assert mac_of(request()) == bytes(6)
