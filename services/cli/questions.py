@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from services.policy.clauses import PolicyRef, RuleSource
     from services.policy.diff import Change as Changed
     from services.policy.explain import Reason
+    from services.policy.stage import Stage
 
 DEFAULT_FLOWS = 1000
 _WORLD = "world"
@@ -126,6 +127,10 @@ def explain(
         str,
         typer.Option("--endpoints", help="With -f: endpoints and namespaces.", metavar="FILE"),
     ] = "",
+    request: Annotated[
+        str,
+        typer.Option(help="With -f: also a request, as GET /path or dns NAME.", metavar="TEXT"),
+    ] = "",
     server: Server = DEFAULT_SERVER,
     output: Output = Format.TABLE,
 ) -> None:
@@ -135,9 +140,14 @@ def explain(
     and --endpoints by those of files.
     """
     from services.cli import client, views
+    from services.cli.paper import stage_of
+    from services.runtime.errors import Invalid
 
     if _on_paper(file or [], endpoints, "-f"):
-        body = _explained(file or [], endpoints, source, target, port)
+        stage = stage_of(file or [], endpoints)
+        body = _explained(stage, (source, target, port), request)
+    elif request:
+        raise Invalid("--request needs -f and --endpoints; no node judges requests yet")
     else:
         query = {"source": source, "target": target, "port": port}
         body = client.server(server).get("/v1/policies/explain", query)
@@ -161,17 +171,21 @@ def _on_paper(files: list[str], endpoints: str, option: str) -> bool:
     return bool(files)
 
 
-def _explained(files: list[str], endpoints: str, source: str, target: str, port: str) -> bytes:
-    from services.cli.paper import stage_of
+def _explained(stage: Stage, connection: tuple[str, str, str], request: str) -> bytes:
     from services.policy.evaluate import word_of
     from services.policy.questions import Ports, together
+    from services.policy.requests import Request
 
-    reasons = stage_of(files, endpoints).questions.explain(source, target, Ports.parse(port))
+    source, target, port = connection
+    asked = Request.parse(request) if request else None
+    reasons = stage.questions.explain(source, target, Ports.parse(port), asked)
     body = {
         "source": source,
         "target": target,
         "port": str(Ports.parse(port)),
-        "verdict": together([word_of(reason.answer) for reason in reasons]),
+        "verdict": together(
+            ["deny" if r.request_passes is False else word_of(r.answer) for r in reasons]
+        ),
         "ends": list(map(_end, reasons)),
     }
     return json.dumps(body).encode()

@@ -72,6 +72,7 @@ class Reason:
     """deciders: without all of them the answer would be another one; none of default answers.
 
     policies: those that restrict the direction. misses: the nearest first, where it is denied.
+    request_passes: whether a proxy lets the request through that was asked about; None: none was.
     """
 
     asked: Asked
@@ -80,6 +81,7 @@ class Reason:
     deciders: tuple[RuleSource, ...]
     policies: tuple[PolicyRef, ...]
     misses: tuple[Miss, ...]
+    request_passes: bool | None = None
 
     @property
     def passes(self) -> bool:

@@ -22,6 +22,7 @@ from services.policy.evaluate import word_of
 from services.policy.explain import Asked, Reason, explain
 from services.policy.peers import contains
 from services.policy.prefixes import Network
+from services.policy.requests import Request, passes
 from services.policy.resolve import Resolver
 from services.runtime.errors import Invalid
 
@@ -81,9 +82,13 @@ class Questions:
     )
     _conflicts: dict[NumericIdentity, str] = field(default_factory=dict)
 
-    def explain(self, source: str, target: str, ports: Ports) -> tuple[Reason, ...]:
-        """Egress of the source, ingress of the target."""
-        return tuple(map(self._explain, self._ends(source, target, ports)))
+    def explain(
+        self, source: str, target: str, ports: Ports, request: Request | None = None
+    ) -> tuple[Reason, ...]:
+        """Egress of the source, ingress of the target; of a proxied connection, whether `request`
+        would be let through."""
+        reasons = map(self._explain, self._ends(source, target, ports))
+        return tuple(reason if request is None else _asked(reason, request) for reason in reasons)
 
     def verdict(self, source: str, target: str, ports: Ports) -> str:
         """allow, deny, redirect or auth:<mode> of the connection, both ends together."""
@@ -141,6 +146,14 @@ class Questions:
         self._answers[subject, direction] = {
             peer: answer for answer, held in parts.items() for peer in held
         }
+
+
+def _asked(reason: Reason, request: Request) -> Reason:
+    found = passes(reason.answer.proxy, request)
+    if reason.answer.verdict is not Verdict.REDIRECT or found is None:
+        return reason
+    words = f"the proxy {'lets' if found else 'does not let'} {request} through"
+    return replace(reason, request_passes=found, words=f"{reason.words}; {words}")
 
 
 def together(words: list[str]) -> str:
