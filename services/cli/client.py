@@ -166,18 +166,21 @@ class Client:
 
     def events(self, path: str, query: Mapping[str, str | int] = _NO_QUERY) -> Iterator[Event]:
         """The events of a stream, endless: a connection that breaks is taken up again behind the
-        last id. Raises when the first attempt fails, or a later one for good."""
-        last_id, heard = "", False
+        last id, and told once. Raises when the first attempt fails, or a later one for good."""
+        last_id, heard, told = "", False, False
         while True:
             try:
                 for event in self._stream(path, query, last_id):
-                    heard = True
+                    heard, told = True, False
                     last_id = event.id or last_id
                     yield event
             except Retry as error:
                 if not heard:
                     raise
-                yield Event(PROBLEM, json.dumps({"detail": f"{error}; trying again"}).encode())
+                if not told:
+                    words = {"detail": f"{error}; trying again"}
+                    yield Event(PROBLEM, json.dumps(words).encode())
+                told = True
             time.sleep(RECONNECT_S)
 
     def _stream(self, path: str, query: Mapping[str, str | int], last_id: str) -> Iterator[Event]:

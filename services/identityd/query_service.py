@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
+from functools import lru_cache
 from typing import Any, Final
 
 import grpc.aio
@@ -24,6 +25,8 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 # A watch that nothing concerns hears how far it is this often, so that it can resume there.
 BOOKMARK_S: Final = 15.0
+# A burst of allocations, as told to many watches.
+CHANGES_KEPT: Final = 4096
 _COMMONEST: Final = 3
 _ALL_VALUES: Final = 1000
 
@@ -180,6 +183,8 @@ def _told(piece: Told) -> pb.WatchResponse:
     )
 
 
+# Every watch that the change concerns is told the same.
+@lru_cache(maxsize=CHANGES_KEPT)
 def _change(
     kind: pb.ChangeKind.ValueType, number: NumericIdentity, labels: Labels, node: str = ""
 ) -> pb.Change:

@@ -9,9 +9,11 @@ breaks off in the midst of a transaction hears the whole of it again, and misses
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
+from functools import lru_cache
 from typing import Annotated, Final
 
-from msgspec import Meta, Struct
+import msgspec
+from msgspec import Meta, Raw, Struct
 from tessera_wire.identity.v1 import queries_pb2 as pb
 
 from services.apid.identities import model
@@ -26,6 +28,9 @@ EVENTS: Final[dict[str, type[Struct]]] = {
     "bookmark": model.Told,
     "reset": model.Reset,
 }
+_NAMES: Final = {number: name.lower() for name, number in pb.ChangeKind.items()}
+# A burst of allocations, as told to many clients.
+CHANGES_KEPT: Final = 4096
 _FORGOTTEN: Final = "changes since the last event are forgotten; the list follows"
 
 
@@ -63,6 +68,12 @@ def _revision(last_event_id: str) -> int:
     return int(last_event_id)
 
 
+# Encoded once for all who watch.
+@lru_cache(maxsize=CHANGES_KEPT)
+def _body(number: int, labels: str, scope: str, node: str) -> Raw:
+    return Raw(msgspec.json.encode(model.Change(number, labels_of(labels), scope, node)))
+
+
 async def _events(
     pieces: AsyncGenerator[pb.WatchResponse, None],
 ) -> AsyncGenerator[Event, None]:
@@ -80,8 +91,8 @@ def _of_piece(piece: pb.WatchResponse) -> Iterator[Event]:
         yield Event("reset", model.Reset(_FORGOTTEN))
     last = len(piece.changes) - 1
     for index, change in enumerate(piece.changes):
-        body = model.Change(change.id, labels_of(change.labels), change.scope, change.node)
-        yield Event(pb.ChangeKind.Name(change.kind).lower(), body, at if index == last else "")
+        body = _body(change.id, change.labels, change.scope, change.node)
+        yield Event(_NAMES[change.kind], body, at if index == last else "")
     if piece.synced:
         yield Event("synced", model.Told(piece.revision), at)
     elif at and not piece.changes:

@@ -72,7 +72,9 @@ CURSOR_EXPIRED: Final = Kind(
     "cursor-expired", HTTPStatus.GONE, "The list has moved on too far for this cursor"
 )
 PRECONDITION_FAILED: Final = Kind(
-    "precondition-failed", HTTPStatus.PRECONDITION_FAILED, "The object is not what If-Match names"
+    "precondition-failed",
+    HTTPStatus.PRECONDITION_FAILED,
+    "The object is not as the request demands it",
 )
 TOO_LARGE: Final = Kind(
     "too-large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is larger than the server takes"

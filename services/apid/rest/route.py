@@ -48,10 +48,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`id`: where a client that has seen this one goes on; empty: where it would have before."""
+    """`id`: where a client that has seen this one goes on; empty: where it would have before.
+    `data` Raw: encoded already, for many clients at once."""
 
     name: str
-    data: msgspec.Struct
+    data: msgspec.Struct | msgspec.Raw
     id: str = ""
 
 

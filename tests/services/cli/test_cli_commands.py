@@ -80,7 +80,8 @@ def test_a_stream_that_breaks_is_taken_up_where_it_broke(monkeypatch):
     monkeypatch.setattr(client, "RECONNECT_S", 0.0)
     first = b'retry: 1000\n\nevent: synced\nid: 7\ndata: {"revision":7}\n\n: keep-alive\n\n'
     second = b'event: created\nid: 8\ndata: {"id":300}\n\n'
-    answers = [(200, first), (503, b'{"detail":"identityd is away"}'), (200, second)]
+    away = (503, b'{"detail":"identityd is away"}')
+    answers = [(200, first), away, away, (200, second)]
     with http_door({("GET", "/v1/identities/watch"): answers}) as door:
         events = client.server(door.address).events("/v1/identities/watch")
         seen = [next(events) for _ in range(3)]
@@ -89,7 +90,7 @@ def test_a_stream_that_breaks_is_taken_up_where_it_broke(monkeypatch):
         ("synced", "7"), ("problem", ""), ("created", "8")
     ]  # fmt: skip
     assert b"identityd is away; trying again" in seen[1].data
-    assert [asked.headers.get("last-event-id") for asked in door.asked] == [None, "7", "7"]
+    assert [asked.headers.get("last-event-id") for asked in door.asked] == [None, "7", "7", "7"]
 
 
 def test_a_stream_that_never_began_is_an_error():
