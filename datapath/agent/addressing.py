@@ -151,6 +151,17 @@ class Addressing:
         while self._local.windows:
             await self.sync(wishing=False)
 
+    def status(self) -> dict[str, object]:
+        """`untold`: given or taken back, and not yet in the store. `lost`: addresses of endpoints
+        here that another was given, after this node was taken for dead; with the words."""
+        windows = self._local.windows.values()
+        return {
+            "windows": [f"{window.block} first {window.size}" for window in windows],
+            "held": len(self._local.held),
+            "untold": len(self._local.pending),
+            "lost": dict(self.lost),
+        }
+
     # -------------------------------------------------------------- beside it
 
     async def settle(self) -> None:

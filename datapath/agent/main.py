@@ -244,6 +244,7 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             clock=clock,
             enforcement=enforcement,
             endpoints=endpoints,
+            addressing=addressing,
             session=session,
             subscription=subscription,
             events=events,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
+from datapath.agent.addressing import Addressing
 from datapath.agent.endpoints import Endpoints
 from datapath.agent.enforcement import Enforcement
 from datapath.agent.events import EventLog
@@ -31,6 +32,7 @@ class Status:
     clock: Clock
     enforcement: Enforcement
     endpoints: Endpoints
+    addressing: Addressing
     session: Session
     subscription: Subscription
     events: EventLog
@@ -59,6 +61,7 @@ class Status:
                 for state in State
                 if (count := sum(record.state is state for record in records))
             },
+            "addresses": self.addressing.status(),
             "policy": self.enforcement.counts(),
             "known": {
                 "addresses": len(self.enforcement.view.addresses),

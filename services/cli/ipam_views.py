@@ -44,10 +44,10 @@ class Usage(Struct, frozen=True):
             str(self.in_windows),
             str(self.cooling),
             str(self.retained),
-            self._forecast(),
+            self.forecast(),
         )
 
-    def _forecast(self) -> str:
+    def forecast(self) -> str:
         if self.used >= self.capacity:
             return "exhausted"
         if self.exhausted_in_s is None:

@@ -39,6 +39,8 @@ def status(
         report[part], failure = _ask(door)
         failures += [failure] if failure else []
     failures += ailing(report["control_plane"])
+    if report["control_plane"] is not None and (pools := _pools(doors["control_plane"])):
+        report["addresses"] = {"pools": pools}
     if output is Format.JSON:
         write_json(json.dumps(report).encode())
     else:
@@ -56,6 +58,27 @@ def _ask(door: Client) -> tuple[object, str]:
         return json.loads(door.get("/v1/status")), ""
     except TesseraError as error:
         return None, str(error)
+
+
+def _pools(door: Client) -> list[dict[str, object]]:
+    """How full each pool is. What keeps it from being known is told by the services' own lines."""
+    from services.cli import ipam_views, views
+
+    try:
+        found = views.decode(door.get("/v1/ipam/pools"), ipam_views.Pools)
+    except TesseraError:
+        return []
+    return [
+        {
+            "pool": pool.name,
+            "family": f"IPv{usage.family}",
+            "used": usage.used,
+            "capacity": usage.capacity,
+            "forecast": usage.forecast(),
+        }
+        for pool in found.pools
+        for usage in pool.usage
+    ]
 
 
 def ailing(control_plane: object) -> Iterator[str]:

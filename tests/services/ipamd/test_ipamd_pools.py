@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from ipam import keys
@@ -11,7 +12,7 @@ from ipam.block import Family
 from services.ipamd import pools
 from services.ipamd.rows import pool_of
 from services.runtime.config import PoolConfig
-from services.runtime.errors import Invalid
+from services.runtime.errors import Conflict, Invalid, NotFound
 from services.store.memory import MemoryStore
 from tests.fakes.address_service import check_store, replica
 from tests.fakes.clock import FakeClock
@@ -124,3 +125,80 @@ async def test_a_stored_pool_that_cannot_be_read_is_named(store) -> None:
     await store.put(keys.pool_key("default"), b"{}")
     with pytest.raises(Invalid, match="edited by hand"):
         await pools.ensure(store, pool("10.0.0.0/24"))
+
+
+# ------------------------------------------------------------------ what an operator changes
+
+
+async def put(store: MemoryStore, revision: int | None = None, *cidrs: str, **fields):
+    record = keys.PoolRecord(cidrs=cidrs, **fields)
+    return await pools.put(store, "blue", record, revision)
+
+
+async def test_a_pool_is_changed_from_the_revision_that_was_seen(store) -> None:
+    _, action, first = await put(store, 0, "10.0.0.0/24")
+    assert action == "created"
+    with pytest.raises(Conflict, match="pool blue exists already"):
+        await put(store, 0, "10.0.0.0/23")
+    _, action, second = await put(store, first, "10.0.0.0/23")
+    assert (action, second > first) == ("changed", True)
+    with pytest.raises(Conflict, match=r"was changed meanwhile \(revision"):
+        await put(store, first, "10.0.0.0/22")
+    assert (await put(store, second, "10.0.0.0/23"))[1] == "unchanged"
+    await pools.delete(store, "blue", second)
+    with pytest.raises(NotFound, match="no pool 'blue' to change"):
+        await put(store, second, "10.0.0.0/23")
+
+
+async def test_a_dry_run_writes_nothing(store) -> None:
+    record = keys.PoolRecord(cidrs=("10.0.0.0/24",))
+    assert (await pools.put(store, "blue", record, None, dry_run=True))[1] == "created"
+    assert await stored(store) == {}
+
+
+async def test_the_network_of_a_node_is_no_pool(store) -> None:
+    record = keys.NodeRecord("disk", 0.0, ("192.168.0.0/24", "fd99::/64"))
+    await store.put(keys.node_key("n1"), msgspec.json.encode(record))
+    with pytest.raises(Invalid, match=r"192\.168\.0\.0/16 overlaps 192\.168\.0\.0/24 of node n1"):
+        await put(store, None, "192.168.0.0/16")
+    with pytest.raises(Invalid, match="of node n1"):
+        await put(store, None, "fd99::/48")
+
+
+async def test_the_range_of_another_cluster_is_no_pool(store) -> None:
+    node = {
+        "Name": "kind-worker",
+        "Cluster": "east",
+        "IPv4AllocCIDR": {"IP": "10.8.1.0", "Mask": "////AA=="},
+        "IPv6AllocCIDR": None,
+    }
+    key = "cilium/cache/nodes/v1/east/kind-worker"
+    await store.put(key, msgspec.json.encode(node))
+    await store.put("cilium/cache/nodes/v1/west/odd", b"{not json")
+    with pytest.raises(Invalid, match=r"overlaps 10\.8\.1\.0/24 of cluster east"):
+        await put(store, None, "10.8.0.0/16")
+    await put(store, None, "10.9.0.0/16")
+
+
+async def test_a_pool_in_use_is_not_deleted_and_names_who_uses_it(store) -> None:
+    async with replica(store, FakeClock(), pool("10.0.0.0/24")) as one:
+        await one.allocate("db")
+        with pytest.raises(Invalid, match=r"deleting it loses 1 addresses .* of shop/db eth0"):
+            await pools.delete(store, "default", None)
+        await one.release("db")
+        assert await pools.delete(store, "default", None) == 1
+    assert (await store.list(keys.BLOCKS)).items == ()
+    with pytest.raises(NotFound, match="no pool 'default'; known: none"):
+        await pools.delete(store, "default", None)
+
+
+async def test_disabling_keeps_what_is_in_use_and_gives_nothing_new(store) -> None:
+    async with replica(store, FakeClock(), pool("10.0.0.0/30", "10.0.1.0/30", size=30)) as one:
+        first = await one.allocate("a")
+        draining = keys.PoolRecord(
+            cidrs=("10.0.0.0/30", "10.0.1.0/30"), block_size=30, disabled=("10.0.0.0/30",)
+        )
+        pool_now, _, revision = await pools.put(store, "default", draining, None)
+        one.view.put_pool(pool_now, revision)
+        assert await one.allocate("b") in ("10.0.1.1", "10.0.1.2")
+        assert await one.allocate("a") == first
