@@ -320,7 +320,8 @@ def find_veth(netns: str, name: str) -> Existing:
         index, peer, mac, addresses = run_in(target, lambda: _find_inside(what, name))
         with _netlink(f"cannot look for the host side of {what}") as netlink:
             there = netlink.get_netnsid(fd=target)["nsid"]
-            links = netlink.get_links(peer) if peer else ()
+            here = {number for number, _ in socket.if_nameindex()}
+            links = netlink.get_links(peer) if peer in here else ()
     finally:
         os.close(target)
     if len(addresses) != 1:
