@@ -418,6 +418,9 @@ class Enforcement:
         if before is not None:
             self._let_go(NumericIdentity(before.identity))
 
+    def judges(self, ifindex: int) -> bool:
+        return ifindex in self._endpoints
+
     def remove_endpoint(self, ifindex: int) -> None:
         """No error when it is not there."""
         row = self._endpoints.pop(ifindex, None)

@@ -15,11 +15,11 @@ from sys import intern
 from typing import Literal, NamedTuple, overload
 
 from datapath.agent.grouping import Kinds, kinds
-from datapath.agent.record import EndpointRecord
+from datapath.agent.record import EndpointRecord, State
 from datapath.agent.view import View
 from datapath.maps.layout import Event, EventType, Verdict, plain
 from datapath.maps.ring import Records
-from identity.numbers import NumericIdentity
+from identity.numbers import HOST, NumericIdentity
 from services.flows.flow import (
     Flow,
     Judge,
@@ -69,6 +69,8 @@ class Explained(NamedTuple):
 
 
 NOBODY = Name("", "")
+# The judge of what the node itself sends and gets.
+_THE_NODE = EndpointRecord(0, "", "host", (), "", "", "", State.READY, identity=HOST)
 
 
 class Explanation(NamedTuple):
@@ -123,7 +125,7 @@ class Names:
         self._view = view
         self._generation = view.generation
         self._records = records
-        self._by_id = {record.id: record for record in records}
+        self._by_id = {record.id: record for record in (*records, _THE_NODE)}
         self._by_address = {ip: record for record in records for ip in record.ips}
         self._parties: dict[bytes, Name] = {}
         self._rules: dict[tuple[int, int, int, bool], tuple[str, Name]] = {}

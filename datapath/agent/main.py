@@ -39,6 +39,7 @@ from datapath.agent.endpoints import Endpoints
 from datapath.agent.enforcement import Enforcement, Realised
 from datapath.agent.events import EventLog
 from datapath.agent.explain import Explainer
+from datapath.agent.hostfirewall import HostFirewall
 from datapath.agent.identities import Identities
 from datapath.agent.keeper import Keeper
 from datapath.agent.known import Known
@@ -151,7 +152,8 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
         allow_localhost=config.allow_localhost,
         tunnelled=config.routing == "overlay",
     )
-    take_over(enforcement, restored, node)
+    firewall = HostFirewall(config, enforcement, loaded.tables.control)
+    take_over(enforcement, firewall, restored, node)
 
     async with AsyncExitStack() as stack:
         to_identityd = await stack.enter_async_context(channel(config.identityd))
@@ -187,8 +189,15 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             clock,
             lambda: subscription.heard_s,
         )
-        here = {node_ip, *map(str, restored.own)}
-        whole = Node(config, view, here, restored.underlay, loaded.tables, clock)
+        whole = Node(
+            config,
+            view,
+            {node_ip, *map(str, restored.own)},
+            restored.underlay,
+            loaded.tables,
+            firewall,
+            clock,
+        )
         staleness = Staleness(
             lambda: subscription.heard_s, clock, config.stale_after_s, config.when_stale
         )
@@ -261,7 +270,7 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             loaded,
             lambda: {r.ifindex: r.outer for r in endpoints.records if r.state is State.READY},
         )
-        door.add_routes(ToolsApi(verifier, view).routes())
+        door.add_routes(ToolsApi(verifier, view, firewall).routes())
         cni = Cni(endpoints, machine, status.away, vanished, Path(config.labels_dir))
         door.add_routes(cni.routes())
         await stack.enter_async_context(serve_metrics(config.metrics_listen, status.checks))
@@ -281,7 +290,7 @@ async def serve(config: AgentConfig, clock: Clock, restored: Restored) -> None:
             keeper.run(),
             addressing.run(),
             events.run(),
-            whole.run(),
+            whole.run(subscription.want),
             endpoints.tidy(vanished),
             Declared(Path(config.endpoints_dir), endpoints, clock).run(),
             follow_own_addresses(enforcement, clock),
@@ -296,7 +305,9 @@ def followed(done: Realised, keeper: Keeper, whole: Node) -> None:
     whole.follow(done.change)
 
 
-def take_over(enforcement: Enforcement, restored: Restored, node: str) -> None:
+def take_over(
+    enforcement: Enforcement, firewall: HostFirewall, restored: Restored, node: str
+) -> None:
     """The endpoints that are still there go on being judged; the programs are exchanged after the
     tables are in order, so that a new program never meets an old table."""
     loaded, there = restored.datapath, recovery.interfaces()
@@ -305,7 +316,8 @@ def take_over(enforcement: Enforcement, restored: Restored, node: str) -> None:
         for r in restored.journal.endpoints
         if r.state is State.READY and recovery.present(r, there)
     ]
-    ops = enforcement.recover({r.ifindex: r.row() for r in here}, map(mapped, restored.own))
+    rows = {r.ifindex: r.row() for r in here} | firewall.recovered()
+    ops = enforcement.recover(rows, map(mapped, restored.own))
     loaded.tables.config.put_many({0: restored.underlay.settings})
     replaced = loaded.replace_programs()
     attached = loaded.attached()

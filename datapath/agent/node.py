@@ -6,13 +6,15 @@ stream's addresses ──► Remote ──► routes
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
+from datapath.agent.hostfirewall import HostFirewall
 from datapath.agent.remote import Peers, Remote, Ways
 from datapath.agent.underlay import Underlay
 from datapath.agent.view import View, ViewChange
 from datapath.maps.tables import Tables
 from datapath.routes import Router
+from identity.numbers import HOST, NumericIdentity
 from services.runtime.clock import Clock
 from services.runtime.config import AgentConfig
 
@@ -27,8 +29,10 @@ class Node:
         here: Collection[str],
         underlay: Underlay,
         tables: Tables,
+        firewall: HostFirewall,
         clock: Clock,
     ) -> None:
+        self.firewall = firewall
         tunnelled = underlay.overlay != 0
         ways = Ways(view, {config.node_name, *here}, here.__contains__, tunnelled=tunnelled)
         self.remote = Remote(ways, view, Router(config.node_name, underlay.overlay), clock)
@@ -40,14 +44,18 @@ class Node:
         self.remote.follow(change)
         if self._peers is not None:
             self._peers.follow(change)
+        self.firewall.place()
 
-    async def run(self) -> None:
-        """Until cancelled."""
+    async def run(self, want: Callable[[NumericIdentity], None]) -> None:
+        """Until cancelled. `want` asks for an identity's policy."""
+        if self.firewall.wanted:
+            want(HOST)
         async with asyncio.TaskGroup() as group:
             if self._routed:
                 group.create_task(self.remote.run())
 
     def report(self) -> dict[str, object]:
         return {
+            "host_firewall": self.firewall.state,
             "routes": {"held": self.remote.count, "refused": len(self.remote.refused)},
         }

@@ -9,7 +9,7 @@ from datapath.agent.addresses import dotted
 from datapath.agent.checkpoint import Journal
 from datapath.agent.record import EndpointRecord, State
 from datapath.agent.view import View
-from datapath.maps.layout import Endpoint
+from datapath.maps.layout import HOST_IFINDEX, Endpoint
 from identity.numbers import NumericIdentity
 from services.runtime.log import logger
 
@@ -31,7 +31,7 @@ def adopt(rows: Mapping[int, Endpoint], view: View, interfaces: Mapping[str, int
     records = []
     for ifindex, row in sorted(rows.items()):
         outer = names.get(ifindex)
-        if outer is None:
+        if outer is None or ifindex == HOST_IFINDEX:
             continue
         known = view.addresses.get(dotted(row.ipv4))
         named = known is not None and known.name != ""

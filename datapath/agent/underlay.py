@@ -40,7 +40,7 @@ class Underlay:
 
 def roles(config: AgentConfig) -> frozenset[Role]:
     wanted: set[Role] = {"endpoint"}
-    if config.masquerade:
+    if config.masquerade or config.host_firewall:
         wanted.add("netdev")
     if config.routing == "overlay":
         wanted |= {"overlay", "netdev"}

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from ipaddress import IPv4Address
 
 from datapath.inspection.rows import FindingRow
-from datapath.maps.layout import SLOT_OPEN, Endpoint, PeerFlags, PolicyPeer
+from datapath.maps.layout import HOST_IFINDEX, SLOT_OPEN, Endpoint, PeerFlags, PolicyPeer
 from datapath.maps.tables import Tables
 from datapath.reconcile import PeerRows, entry_of, read_ipcache, read_peers
 
@@ -33,6 +33,8 @@ def _interfaces(
 ) -> Iterator[FindingRow]:
     names = dict(socket.if_nameindex())
     for index, row in endpoints.items():
+        if index == HOST_IFINDEX:
+            continue  # the node itself, which has no interface of its own
         key = f"endpoint {row.id}, ifindex {index}"
         if index not in names:
             yield FindingRow("endpoints", key, "an interface", "none with that index")
@@ -46,6 +48,8 @@ def _addresses(endpoints: Mapping[int, Endpoint], tables: Tables) -> Iterator[Fi
     local = {address: row.ifindex for address, row in tables.local4.items()}
     identities = {address: entry_of(v).identity for address, v in read_ipcache(tables).items()}
     for index, row in endpoints.items():
+        if index == HOST_IFINDEX:
+            continue
         address = str(IPv4Address(row.ipv4))
         if local.get(row.ipv4) != index:
             found = local.get(row.ipv4)

@@ -21,12 +21,22 @@ from msgspec import Struct
 from datapath.inspection import kernel
 from datapath.inspection.choice import Choice
 from datapath.inspection.rows import ConnectionRow, CountRow, Row, TalkerRow
+from datapath.maps.layout import HOST_IFINDEX
 from datapath.maps.tables import Tables
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.errors import Invalid, TesseraError, Unusable
 
 Subject = Literal[
-    "endpoint", "policy", "ipcache", "ct", "top", "flush", "metrics", "map", "consistency"
+    "endpoint",
+    "policy",
+    "ipcache",
+    "ct",
+    "top",
+    "flush",
+    "metrics",
+    "map",
+    "consistency",
+    "break-glass",
 ]
 
 
@@ -78,8 +88,8 @@ def answer(question: Question, tables: Tables, bpf_dir: Path, clock: Clock) -> I
             return kernel.connections(tables, choice, _now_ns(clock))
         case "top":
             return talkers(tables, question, clock)
-        case "flush":
-            return [CountRow(kernel.flush(tables, choice, _now_ns(clock)))]
+        case "flush" | "break-glass":
+            return [CountRow(_removed(question, tables, clock))]
         case "metrics":
             return kernel.metrics(tables, choice)
         case "map":
@@ -92,6 +102,12 @@ def answer(question: Question, tables: Tables, bpf_dir: Path, clock: Clock) -> I
             return consistency.findings(
                 tables, Attachments({}, bpf_dir, "auto").attached("endpoint")
             )
+
+
+def _removed(question: Question, tables: Tables, clock: Clock) -> int:
+    if question.subject == "break-glass":
+        return tables.endpoints.delete_many([HOST_IFINDEX])
+    return kernel.flush(tables, question.choice, _now_ns(clock))
 
 
 def talkers(tables: Tables, question: Question, clock: Clock) -> Iterator[TalkerRow]:

@@ -7,6 +7,7 @@ is asked of it; without one the numbers stand alone.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from identity.numbers import name_of
+from services.cli.layout import child_environ
 from services.cli.options import DEFAULT_AGENT_SOCKET
 from services.runtime.errors import NotFound, TesseraError, Unusable
 
@@ -32,6 +34,11 @@ BpfDir = Annotated[
     ),
 ]
 T = TypeVar("T")
+
+
+def environ() -> dict[str, str]:
+    """As a process reads its configuration from."""
+    return child_environ(os.environ)
 
 
 def ask(bpf_dir: Path, subject: str, choice: Mapping[str, object], **more: object) -> Iterator[str]:
@@ -89,6 +96,8 @@ class Names:
         return views.decode(body, dict[str, str])
 
     def endpoint(self, number: int) -> str:
+        if number == 0:
+            return "the node"
         return self._endpoints.get(number, str(number))
 
     def rule(self, number: int) -> str:

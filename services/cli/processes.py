@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import StrEnum
 from typing import Annotated, NoReturn
 
 import typer
@@ -46,9 +47,21 @@ def apid(config: ConfigFile = None) -> None:
     replace_by("apid", config)
 
 
+class AgentTask(StrEnum):
+    RUN = "run"
+    BREAK_GLASS = "break-glass"
+
+
 def agent(
-    config: ConfigFile = None,
+    task: Annotated[
+        AgentTask,
+        typer.Argument(metavar="[break-glass]", help="Switch the host firewall off instead."),
+    ] = AgentTask.RUN,
     *,
+    config: ConfigFile = None,
+    mend: Annotated[
+        bool, typer.Option("--mend", help="With break-glass: switch it on again.")
+    ] = False,
     cleanup: Annotated[
         bool,
         typer.Option(
@@ -57,6 +70,11 @@ def agent(
     ] = False,
 ) -> None:
     """Run the node agent (root)."""
+    if task is AgentTask.BREAK_GLASS:
+        from services.cli.breakglass import break_glass
+
+        break_glass(config, mend=mend)
+        return
     if cleanup:
         _replace(AGENT_CLEANUP, config)
     replace_by("agent", config)

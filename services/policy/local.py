@@ -80,7 +80,7 @@ def may_be_endpoint(number: NumericIdentity) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRule:
-    """A rule that selects endpoints, with groups for peers; what grants nothing is left out."""
+    """A rule with groups for peers; what grants nothing is left out."""
 
     ref: PolicyRef
     rule: Rule
@@ -134,12 +134,11 @@ def resolve_policy(policy: Policy, rule_base: RuleId, naming: Naming) -> Resolve
         for written in rule.clauses:
             rule_id = RuleId(rule_base + len(sources))
             sources.append(_source(policy.ref, number, rule.log, written, rule_id))
-            resolved = None if rule.on_nodes else _peers(written, naming)
+            resolved = _peers(written, naming)
             if resolved is not None:
                 clauses += _clauses(written, rule_id, resolved, policy.tier)
                 groups += resolved
-        if not rule.on_nodes:
-            rules.append(ResolvedRule(policy.ref, rule, tuple(clauses)))
+        rules.append(ResolvedRule(policy.ref, rule, tuple(clauses)))
     networks = tuple(network for group in groups for network in group.networks)
     return ResolvedPolicy(policy, rule_base, tuple(rules), tuple(groups), networks, tuple(sources))
 
@@ -204,13 +203,14 @@ class Assembly:
     def local_policy(
         self, identity: NumericIdentity, rules: Sequence[ResolvedRule], *, initializing: bool
     ) -> LocalPolicy:
-        if self.enforcement == "never" or not may_be_endpoint(identity):
+        host = identity == HOST
+        if self.enforcement == "never" or not (host or may_be_endpoint(identity)):
             return LocalPolicy(identity, False, False, (), (), ())
-        always = initializing or self.enforcement == "always"
+        always = initializing or (self.enforcement == "always" and not host)
         ingress = _direction(rules, Direction.INGRESS, always=always)
         egress = _direction(rules, Direction.EGRESS, always=always)
         clauses = [*ingress.clauses, *egress.clauses]
-        if ingress.enforced and self.localhost is not None:
+        if ingress.enforced and self.localhost is not None and not host:
             clauses.append(_allow(Direction.INGRESS, (self.localhost,), RULE_ALLOW_LOCALHOST))
         clauses.sort(key=attrgetter("rule_id"))
         return LocalPolicy(

@@ -156,6 +156,6 @@ class Policy:
     @property
     def state(self) -> str:
         """`enforced`, or `not enforced yet: <why>`."""
-        if any(rule.on_nodes for rule in self.rules):
-            return "not enforced yet: host firewall (nodeSelector) is not available"
+        if any(rule.on_nodes and rule.subject != Selector.EVERYTHING for rule in self.rules):
+            return "not enforced yet: nodes have no labels to choose them by; use nodeSelector: {}"
         return "enforced"

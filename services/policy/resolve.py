@@ -19,7 +19,7 @@ from pyroaring import BitMap
 
 from identity.index import SelectorIndex
 from identity.labels import RESERVED, Labels
-from identity.numbers import NumericIdentity, reserved_labels
+from identity.numbers import HOST, NumericIdentity, reserved_labels
 from identity.selector import Selector
 from services.policy.cidr_groups import CidrGroup
 from services.policy.clauses import GroupId, LocalPolicy, PolicyRef, RuleId, RuleSource
@@ -34,10 +34,12 @@ from services.policy.local import (
     may_be_endpoint,
     resolve_policy,
 )
-from services.policy.model import CidrGroupPeer, Policy
+from services.policy.model import CidrGroupPeer, Policy, Rule
 from services.policy.prefixes import Network, PrefixTable, labels_of
 from services.policy.selectors import Kind
 from services.runtime.errors import NotFound
+
+_NODES = BitMap([HOST])
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,7 @@ class Resolver:
         self._subjects: dict[Selector, dict[PolicyRef, tuple[ResolvedRule, ...]]] = {}
         self._no_endpoints = BitMap(n for n in reserved_labels() if not may_be_endpoint(n))
         self._locals: dict[NumericIdentity, LocalPolicy] = {}
-        self._assembled: dict[tuple[frozenset[Selector], bool, bool], LocalPolicy] = {}
+        self._assembled: dict[tuple[frozenset[Selector], bool, bool, bool], LocalPolicy] = {}
         host = definition(HOST_PEER, settings.cluster) if settings.allow_localhost else None
         if host is not None:
             self._groups.acquire(host)
@@ -242,15 +244,19 @@ class Resolver:
         self._policies[ref] = now
         for resolved in now.rules:
             subject = resolved.rule.subject
-            record.locals |= self._index.add_selector(subject) - self._no_endpoints
+            record.locals |= self._judged(resolved.rule, self._index.add_selector(subject))
             held = self._subjects.setdefault(subject, {})
             held[ref] = (*held.get(ref, ()), resolved)
+
+    def _judged(self, rule: Rule, members: BitMap) -> BitMap:
+        """Of the identities a subject chooses, those the rule is for."""
+        return members & _NODES if rule.on_nodes else members - self._no_endpoints
 
     def _release(self, was: ResolvedPolicy, record: _Recorder) -> None:
         ref = was.policy.ref
         for resolved in was.rules:
             subject = resolved.rule.subject
-            record.locals |= self._index.members(subject) - self._no_endpoints
+            record.locals |= self._judged(resolved.rule, self._index.members(subject))
             self._index.remove_selector(subject)
             held = self._subjects.get(subject, {})
             held.pop(ref, None)
@@ -387,11 +393,12 @@ class Resolver:
         chosen = frozenset(s for s in self._index.selectors_of(identity) if s in self._subjects)
         initializing = labels.get("init", RESERVED) is not None
         # Those that the same subjects select differ in their number only, unless they are reserved.
-        kind = chosen, initializing, may_be_endpoint(identity)
+        kind = chosen, initializing, may_be_endpoint(identity), identity == HOST
         like = self._assembled.get(kind)
         if like is None:
             held = (rules for s in chosen for rules in self._subjects[s].values())
-            rules = [rule for each in held for rule in each]
+            on_nodes = identity == HOST
+            rules = [one for each in held for one in each if one.rule.on_nodes is on_nodes]
             like = self._assembly.local_policy(identity, rules, initializing=initializing)
             self._assembled[kind] = like
         local = replace(like, identity=identity)
@@ -443,8 +450,7 @@ class Resolver:
     def selected_by(self, ref: PolicyRef) -> BitMap:
         """The identities the policy is enforced on; empty when there is no such policy."""
         held = self._policies.get(ref)
-        subjects = () if held is None else (rule.rule.subject for rule in held.rules)
         chosen = BitMap()
-        for subject in subjects:
-            chosen |= self._index.members(subject)
-        return chosen - self._no_endpoints
+        for each in () if held is None else held.rules:
+            chosen |= self._judged(each.rule, self._index.members(each.rule.subject))
+        return chosen

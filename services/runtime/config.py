@@ -186,7 +186,8 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     `endpoints_dir`: endpoints that are to be. `attach`: auto, tcx or clsact. `routing`:
     direct, by a route through the other node; overlay, by VXLAN; none where the network knows the
     way. `masquerade`: endpoints go out to the world under the node's address. `devices` that lead
-    out; empty: those with `node_ip`.
+    out; empty: those with `node_ip`. `host_firewall`: policies with a nodeSelector judge what the
+    node itself sends and gets, but never TCP to its `control_ports`, nor its own to the services.
     `unknown_labels`: while identityd is away, a new endpoint whose labels are not known here is
     refused (retry) or gets the identity `init` meanwhile. `stale_after_s`: how long without policyd
     until policy counts as stale, 0 for never; `when_stale`: say so (report), or also refuse new
@@ -215,6 +216,8 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     devices: tuple[str, ...] = ()
     stale_after_s: Annotated[float, Meta(ge=0)] = 0
     when_stale: str = "report"
+    host_firewall: bool = False
+    control_ports: tuple[Annotated[int, Meta(ge=1, le=65535)], ...] = (22, 7400, 7401, 7402, 7403)
     endpoints_max: Annotated[int, Meta(ge=16)] = 4096
     ipcache4_max: Annotated[int, Meta(ge=1024)] = 262_144
     ipcache4_prefix_max: Annotated[int, Meta(ge=1024)] = 65_536

@@ -18,6 +18,7 @@ from services.policy.clauses import (
     Action,
     Direction,
     PolicyRef,
+    PortRange,
     RuleId,
 )
 from services.policy.compile import Verdict, compile_direction
@@ -339,13 +340,21 @@ def test_the_seed_policies_do_what_they_say():
     assert judge(made, WEB, DB, direction=out) is Verdict.NONE
 
 
-def test_the_host_firewall_seed_selects_no_endpoint_and_says_so():
+def test_the_host_firewall_seed_is_for_every_node_and_no_endpoint():
     host = seed()[3]
     made = resolver(host)
-    assert host.state.startswith("not enforced yet: host firewall")
-    assert made.selected_by(host.ref) == BitMap()
+    assert host.state == "enforced"
+    assert made.selected_by(host.ref) == BitMap([HOST])
     assert len(made.rules(host.ref)) == 1
     assert made.local_policy(WEB).ingress_enforced is False
+    node = made.local_policy(HOST)
+    assert (node.ingress_enforced, node.egress_enforced) == (True, False)
+    assert [clause.ports for clause in node.clauses] == [(PortRange(TCP, 10250, 10250),)]
+
+
+def test_an_endpoint_policy_for_everybody_leaves_the_nodes_alone():
+    made = resolver(policy({"endpointSelector": {}, "ingress": [{}]}))
+    assert made.local_policy(HOST).ingress_enforced is False
 
 
 # ------------------------------------------------------------------ incremental = from scratch
