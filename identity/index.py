@@ -89,10 +89,14 @@ class Postings:
                 demanded += found
             else:
                 return BitMap()
-        demanded.sort(key=len)
-        chosen = demanded[0].copy() if demanded else self.everyone.copy()
+        if len(demanded) > 1:
+            demanded.sort(key=len)
+        chosen = demanded[0] if demanded else self.everyone
+        # In place, an intersection would keep room for what it started from, kilobytes each.
         for holders in demanded[1:]:
-            chosen &= holders
+            chosen = chosen & holders
+        if len(demanded) < 2:
+            chosen = chosen.copy()
         for holders in refused:
             chosen -= holders
         return chosen
@@ -249,8 +253,7 @@ class SelectorIndex:
         if entry is not None:
             entry.users += 1
             return entry.members
-        # An intersection keeps room for what it started from, kilobytes each; its copy does not.
-        entry = _Entry(selector, self._postings.evaluate(selector).copy())
+        entry = _Entry(selector, self._postings.evaluate(selector))
         self._entries[selector] = entry
         self._file(entry)
         return entry.members

@@ -178,9 +178,9 @@ class GroupTable:
         if known is not None:
             known.users += 1
             return False
-        members = BitMap()
+        chosen = [self._index.add_selector(selector) for selector in wanted.selectors]
+        members = chosen[0].copy() if len(chosen) == 1 else BitMap.union(_NOBODY, *chosen)
         for selector in wanted.selectors:
-            members |= self._index.add_selector(selector)
             self._by_selector[selector].add(wanted.id)
         for network in wanted.networks:
             members |= self._prefixes.within(network)
@@ -250,6 +250,8 @@ class GroupTable:
             self._change(group, *((alone, _NOBODY) if chosen else (_NOBODY, alone)))
 
     def take_deltas(self) -> dict[GroupId, Delta]:
+        if not self._deltas:
+            return {}
         taken = {group: d for group, d in self._deltas.items() if d.added or d.removed}
         self._deltas.clear()
         return taken

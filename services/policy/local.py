@@ -58,6 +58,7 @@ from services.policy.residents import ByAddress
 Enforcement = Literal["default", "always", "never"]
 
 HOST_PEER: Final = EntityPeer("host")
+_EVERYBODY: Final = EntityPeer("all")
 _NO_ENDPOINT: Final = frozenset(
     {
         UNKNOWN,
@@ -154,7 +155,7 @@ def _peers(written: PolicyClause, naming: Naming) -> tuple[GroupDef, ...] | None
     """None when it grants nothing: a clause without groups would mean any peer."""
     if written.grants_nothing:
         return None
-    if written.peers is None or EntityPeer("all") in written.peers:
+    if written.peers is None or _EVERYBODY in written.peers:
         return ()
     found = (naming.group(peer, written.action) for peer in naming.peers(written.peers))
     return tuple({group.id: group for group in found if group is not None}.values()) or None
@@ -187,7 +188,7 @@ def _names(names: Iterable[NamedPort]) -> tuple[NamedPort, ...]:
 
 
 def _ports(ports: Sequence[PortRange]) -> tuple[PortRange, ...]:
-    return tuple(sorted(set(ports)))
+    return tuple(ports) if len(ports) < 2 else tuple(sorted(set(ports)))
 
 
 # ------------------------------------------------------------------ assembly

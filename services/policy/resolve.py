@@ -132,7 +132,7 @@ class _Recorder:
             self.locals,
             self.prefixes_added,
             self.prefixes_removed,
-            tuple(source for source in now if source not in old),
+            tuple(source for source in now if source not in old) if was else now,
             tuple(source.rule_id for source in was if source.rule_id not in kept),
         )
 
