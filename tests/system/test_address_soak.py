@@ -8,8 +8,10 @@ import os
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from ipam import keys
 from services.runtime.clock import SystemClock
 from services.runtime.config import EtcdConfig
 from services.runtime.etcd_process import EmbeddedEtcd
@@ -61,3 +63,25 @@ async def quiet(store: Store, left: dict[str, set[str]]) -> list[str]:
         if not wrong or CLOCK.monotonic_s() > until:
             return wrong
         await asyncio.sleep(0.5)
+
+
+@pytest.mark.timeout(180)
+async def test_the_judge_finds_a_service_that_breaks_into_windows(tmp_path: Path) -> None:
+    """Behind everybody's back the store says that there are no windows, and the nodes go on."""
+    async with EmbeddedEtcd(tmp_path / "etcd") as etcd:
+        soak = Soak(tmp_path, etcd, SEED, nodes=2, replicas=1)
+        await soak.start()
+        try:
+            async with open_store(EtcdConfig(endpoints=(etcd.endpoint,))) as store:
+                for _ in range(40):
+                    for kv in (await store.list(keys.BLOCKS)).items:
+                        record = msgspec.json.decode(kv.value, type=keys.BlockRecord)
+                        if record.window:
+                            record = msgspec.structs.replace(record, window=0)
+                            await store.put(kv.key, msgspec.json.encode(record))
+                    if address_checker.twice(soak.ledgers(), {}):
+                        break
+                    await asyncio.sleep(0.5)
+        finally:
+            await soak.stop()
+    assert address_checker.twice(soak.ledgers(), {}) != []

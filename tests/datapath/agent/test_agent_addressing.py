@@ -16,60 +16,12 @@ from datapath.agent.addressing import Addressing, Given
 from datapath.agent.addresslog import FILE, AddressLog
 from datapath.agent.record import EndpointRecord, State
 from ipam.block import address_text
-from services.ipamd.main import serve_with
 from services.runtime.clock import SystemClock
-from services.runtime.config import IpamdConfig, PoolConfig
+from services.runtime.config import PoolConfig
 from services.runtime.errors import Conflict, Exhausted, Retry
-from services.store.memory import MemoryStore
 from services.wire.client import channel
 from tests.fakes.address_service import check_store
-
-POOLS = {"default": PoolConfig(cidrs=("10.0.0.0/24", "fd00::/64"), block_size=28)}
-
-
-@dataclass
-class Service:
-    """ipamd, which can be stopped and started; its store stays."""
-
-    folder: Path
-    store: MemoryStore
-    config: IpamdConfig
-    tasks: asyncio.TaskGroup
-    running: asyncio.Task[None] | None = None
-
-    @property
-    def target(self) -> str:
-        return self.config.listen
-
-    async def start(self) -> None:
-        listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        serving = serve_with(self.config, self.store, SystemClock(), listening)
-        self.running = self.tasks.create_task(serving)
-        async with asyncio.timeout(20):
-            await listening
-
-    async def stop(self) -> None:
-        if self.running is not None:
-            self.running.cancel()
-            await asyncio.wait([self.running])
-            self.running = None
-
-
-@asynccontextmanager
-async def service(folder: Path, pools: dict[str, PoolConfig] | None = None):
-    config = IpamdConfig(
-        listen=f"unix://{folder}/ipamd.sock",
-        metrics_listen="",
-        pools=pools or POOLS,
-        release_cooldown_s=0,
-    )
-    async with MemoryStore(SystemClock()) as store, asyncio.TaskGroup() as tasks:
-        made = Service(folder, store, config, tasks)
-        await made.start()
-        try:
-            yield made
-        finally:
-            await made.stop()
+from tests.fakes.served_ipamd import Service, service
 
 
 @dataclass
