@@ -99,9 +99,9 @@ def add(
         "labels": labels,
         "netns": netns,
         "interface": interface,
-        "adopt": adopt,
     }
-    wanted |= {k: v for k, v in (("pool", pool), ("ips", ip), ("retain_s", keep)) if v}
+    named = {"adopt": adopt, "pool": pool, "ips": ip, "retain_s": keep}
+    wanted |= {key: value for key, value in named.items() if value}
     body = client.agent(agent_socket).request(
         "POST",
         "/v1/endpoints",
