@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 
 from datapath.agent.hostfirewall import HostFirewall
 from datapath.agent.remote import Peers, Remote, Ways
+from datapath.agent.tracking import Tracking
 from datapath.agent.underlay import Underlay
 from datapath.agent.view import View, ViewChange
 from datapath.maps.tables import Tables
@@ -33,6 +34,8 @@ class Node:
         clock: Clock,
     ) -> None:
         self.firewall = firewall
+        self.tracking = Tracking(tables.ct, clock)
+        self.tracking.observe()
         tunnelled = underlay.overlay != 0
         ways = Ways(view, {config.node_name, *here}, here.__contains__, tunnelled=tunnelled)
         self.remote = Remote(ways, view, Router(config.node_name, underlay.overlay), clock)
@@ -51,11 +54,13 @@ class Node:
         if self.firewall.wanted:
             want(HOST)
         async with asyncio.TaskGroup() as group:
+            group.create_task(self.tracking.run())
             if self._routed:
                 group.create_task(self.remote.run())
 
     def report(self) -> dict[str, object]:
         return {
             "host_firewall": self.firewall.state,
+            "flows": {"tracked": self.tracking.entries, "fill": round(self.tracking.fill, 3)},
             "routes": {"held": self.remote.count, "refused": len(self.remote.refused)},
         }
