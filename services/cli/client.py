@@ -11,6 +11,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -30,6 +31,7 @@ PAGE = 10_000
 # A stream says something every 15 s; without a word for this long the connection is dead.
 SILENCE_S = 40.0
 RECONNECT_S = 1.0
+RELISTS = 2
 PROBLEM = "problem"
 _NO_HEADERS: Mapping[str, str] = {}
 _NO_QUERY: Mapping[str, str | int] = {}
@@ -137,7 +139,16 @@ class Client:
     def all_of(
         self, path: str, items: str, query: Mapping[str, str | int] = _NO_QUERY, at_most: int = 0
     ) -> bytes:
-        """A list, as if it were one page. `items`: the field that grows. `at_most` 0: all of it."""
+        """A list, as if it were one page. `items`: the field that grows. `at_most` 0: all of it.
+
+        A list that changes faster than it can be read is begun anew; after some times it raises
+        `Conflict`."""
+        for _ in range(RELISTS):
+            with suppress(Conflict):
+                return self._pages(path, items, query, at_most)
+        return self._pages(path, items, query, at_most)
+
+    def _pages(self, path: str, items: str, query: Mapping[str, str | int], at_most: int) -> bytes:
         wanted = dict(query) | {"limit": min(at_most or PAGE, PAGE)}
         body = self.get(path, wanted)
         whole = json.loads(body)

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from services.cli import client
+from services.runtime.errors import Conflict
 from tests.fakes.http_door import http_door
 
 POLICY = b"""apiVersion: cilium.io/v2
@@ -74,6 +75,19 @@ def test_a_long_list_is_read_page_by_page_and_shown_as_one():
     whole = json.loads(done.stdout)
     assert ([one["id"] for one in whole["identities"]], whole["next"]) == ([1, 2, 3], "")
     assert [asked.query.get("cursor") for asked in door.asked] == [None, "abc"]
+
+
+def test_a_list_that_moved_on_too_far_is_begun_anew():
+    page = (200, encoded({"identities": [{"id": 1}], "next": "abc"}))
+    gone = (410, b'{"detail":"the list can no longer be read"}')
+    end = (200, encoded({"identities": [{"id": 2}], "next": ""}))
+    with http_door({("GET", "/v1/identities"): [page, gone, page, end]}) as door:
+        whole = client.server(door.address).all_of("/v1/identities", "identities")
+    assert [one["id"] for one in json.loads(whole)["identities"]] == [1, 2]
+    with http_door({("GET", "/v1/identities"): [page, gone] * 9}) as door:
+        with pytest.raises(Conflict, match="no longer be read"):
+            client.server(door.address).all_of("/v1/identities", "identities")
+        assert len(door.asked) == 6
 
 
 def test_a_stream_that_breaks_is_taken_up_where_it_broke(monkeypatch):
