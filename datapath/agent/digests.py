@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pyroaring import BitMap
@@ -38,6 +38,10 @@ class ViewDigests:
     @property
     def addresses(self) -> tuple[int, ...]:
         return tuple(self._addresses)
+
+    def came(self, digests: Sequence[int]) -> None:
+        """Of addresses that were not there, by bucket."""
+        self._addresses = [total(pair) for pair in zip(self._addresses, digests, strict=True)]
 
     def replaced(self, old: Address | None, new: Address | None) -> None:
         """Of one `cidr`."""

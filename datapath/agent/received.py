@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from tessera_wire.policy.v1 import policy_pb2 as pb
 
-from datapath.agent.view import Address, GroupDelta, Update
+from datapath.agent.view import Address, AddressColumns, GroupDelta, Update
 from identity.numbers import NumericIdentity
 from services.policy.clauses import GroupId, RuleId
 from services.wire import convert
+
+# From here on a few passes over all of them cost less than many steps with each.
+MANY: Final = 64
 
 
 def update_from_wire(message: pb.Update) -> Update:
     """Raises `Invalid` for what no correct policyd sends."""
     digests = message.digests
+    addresses = tuple(
+        Address(a.cidr, NumericIdentity(a.identity), a.node, a.namespace, a.name)
+        for a in message.addresses
+    )
     return Update(
         revision=message.revision,
         snapshot=message.snapshot,
@@ -30,10 +39,8 @@ def update_from_wire(message: pb.Update) -> Update:
         ),
         local_policies=tuple(map(convert.local_policy_from_wire, message.local_policies)),
         rules=tuple(map(convert.rule_from_wire, message.rules)),
-        addresses=tuple(
-            Address(a.cidr, NumericIdentity(a.identity), a.node, a.namespace, a.name)
-            for a in message.addresses
-        ),
+        addresses=addresses,
+        columns=AddressColumns.of(addresses) if len(addresses) > MANY else None,
         addresses_removed=tuple(message.addresses_removed),
         local_policies_removed=tuple(map(NumericIdentity, message.local_policies_removed)),
         groups_removed=tuple(map(GroupId, message.groups_removed)),

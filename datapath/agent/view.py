@@ -21,7 +21,7 @@ from datapath.agent.digests import ViewDigests
 from identity.numbers import NumericIdentity
 from services.policy.clauses import GroupId, LocalPolicy, RuleId, RuleSource
 from services.runtime.log import logger
-from services.wire.held import Held, bucket_of, digest_of_address, total
+from services.wire.held import BUCKETS, Held, bucket_of, digest_of_address, total
 
 log = logger(__name__)
 
@@ -40,6 +40,21 @@ class Address:
     def __post_init__(self) -> None:
         digest = digest_of_address(self.cidr, self.identity, self.node, self.namespace, self.name)
         object.__setattr__(self, "digest", digest)  # frozen: set once, here
+
+
+@dataclass(frozen=True, slots=True)
+class AddressColumns:
+    """Many addresses, as they are added where none of them is: by `cidr`, and digests by bucket."""
+
+    rows: Mapping[str, Address]
+    digests: tuple[int, ...]
+
+    @classmethod
+    def of(cls, addresses: Sequence[Address]) -> AddressColumns:
+        digests = [0] * BUCKETS
+        for address in addresses:
+            digests[bucket_of(address.cidr)] += address.digest
+        return cls({a.cidr: a for a in addresses}, tuple(total((each,)) for each in digests))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +86,7 @@ class Update:
     instance: str = ""
     forget_rules: bool = False
     forget_addresses: tuple[int, ...] = ()
+    columns: AddressColumns | None = None
     policy_digest: int | None = None
     addresses_digest: int | None = None
 
@@ -127,6 +143,15 @@ class _Table(Generic[K, V]):
     def set(self, key: K, value: V) -> None:
         self._old.setdefault(key, self.rows.get(key))
         self.rows[key] = value
+
+    def fill(self, rows: Mapping[K, V]) -> None:
+        """As `set` of each; none of them is there."""
+        if self._old:
+            for key in rows:
+                self._old.setdefault(key, None)
+        else:
+            self._old = dict.fromkeys(rows)
+        self.rows.update(rows)
 
     def drop(self, key: K) -> None:
         old = self.rows.pop(key, None)
@@ -297,9 +322,14 @@ class View:
         for policy in update.local_policies:
             self._locals.set(policy.identity, policy)
             self._digests.identity_changed(policy.identity)
-        for address in update.addresses:
-            self._digests.replaced(self._addresses.rows.get(address.cidr), address)
-            self._addresses.set(address.cidr, address)
+        many = update.columns
+        if many is not None and self._addresses.rows.keys().isdisjoint(many.rows):
+            self._addresses.fill(many.rows)
+            self._digests.came(many.digests)
+        else:
+            for address in update.addresses:
+                self._digests.replaced(self._addresses.rows.get(address.cidr), address)
+                self._addresses.set(address.cidr, address)
         if update.rules or update.rules_removed:
             self._digests.rules_changed()
 

@@ -95,6 +95,7 @@ class Payloads:
         self._groups: dict[GroupId, bytes] = {}
         self._group_digests: dict[GroupId, int] = {}
         self._rules: dict[RuleId, EncodedRule] = {}
+        self._every_address: list[bytes] | None = None
         self.advance(ChangeSet(state.revision, addresses=frozenset(state.addresses.rows)))
 
     def advance(self, change: ChangeSet) -> None:
@@ -102,6 +103,7 @@ class Payloads:
         for identity in change.locals:
             self._policies.pop(NumericIdentity(identity), None)
         self._groups.clear()
+        self._every_address = None
         for group in (*change.groups, *change.deltas):
             self._group_digests.pop(group, None)
         if len(self._group_digests) > self._state.groups + _STALE_DIGESTS:
@@ -143,17 +145,28 @@ class Payloads:
                 parts.append(part)
         return list(blocks(parts)), gone
 
-    def messages(self, header: Header, parts: Sequence[bytes]) -> Iterator[bytes]:
+    def every_address(self) -> list[bytes]:
+        """Messages in the middle of a snapshot, the same for all that are made at this revision."""
+        if self._every_address is None:
+            header = Header(self._state.revision)
+            self._every_address = [
+                header.encode(first=False, last=False) + block
+                for block in blocks(self.addresses.every(), self._message_bytes)
+            ]
+        return self._every_address
+
+    def messages(
+        self, header: Header, parts: Sequence[bytes], shared: Sequence[bytes] = ()
+    ) -> Iterator[bytes]:
         """One Update, in as many messages as its size asks for: all but the last with `more`. A
-        part is never divided."""
-        first = True
-        start, size = 0, 0
-        for end, part in enumerate(parts):
-            if size and size + len(part) > self._message_bytes:
-                yield header.encode(first=first, last=False) + b"".join(parts[start:end])
-                first, start, size = False, end, 0
-            size += len(part)
-        yield header.encode(first=first, last=True) + b"".join(parts[start:])
+        part is never divided. `shared`: whole messages that go in between."""
+        pieces = list(blocks(parts, self._message_bytes)) or [b""]
+        for at, piece in enumerate(pieces, start=1):
+            last = at == len(pieces) and not shared
+            yield header.encode(first=at == 1, last=last) + piece
+        yield from shared
+        if shared:
+            yield header.encode(first=False, last=True)
 
     def _encode_policy(self, identity: NumericIdentity) -> EncodedPolicy:
         policy = self._state.resolver.local_policy(identity)
@@ -223,14 +236,14 @@ class Span:
         return Update(group_deltas=(delta,)).SerializeToString()
 
 
-def blocks(parts: Iterable[bytes]) -> Iterator[bytes]:
+def blocks(parts: Iterable[bytes], most: int = _BLOCK_BYTES) -> Iterator[bytes]:
     """The same bytes in fewer, larger parts."""
     block: list[bytes] = []
     size = 0
     for part in parts:
         block.append(part)
         size += len(part)
-        if size >= _BLOCK_BYTES:
+        if size >= most:
             yield b"".join(block)
             block, size = [], 0
     if block:

@@ -150,9 +150,9 @@ class Subscription:
         parts = [payloads.group(group) for group in self._groups]
         parts += [payloads.rule(rule).part for rule in self._rules]
         parts += [policy.part for policy in policies.values()]
-        parts += payloads.addresses.every()
         self._source.counts.snapshots += 1
-        return payloads.messages(self._beginning(snapshot=True), parts)
+        header = self._beginning(snapshot=True)
+        return payloads.messages(header, parts, payloads.every_address())
 
     def _resumed(self, told: Held) -> Iterator[bytes]:
         """Of policies, groups and addresses those that differ; rules, which are small, all or
