@@ -199,6 +199,7 @@ class View:
         for address in self._addresses.rows.values():
             self._digests.replaced(None, address)
         self._astray = False
+        self._refused: int | None = None
         self.generation = 0
 
     @property
@@ -285,12 +286,18 @@ class View:
             problem = "policies"
         if not problem:
             return
-        if first.snapshot:
-            # It holds what was sent, every byte; a sender of another version digests otherwise.
+        if first.snapshot and self._came_twice():
+            # Every byte of it arrived; a sender of another version digests otherwise.
             log.warning("view.digest_unknown", name=problem, revision=self.revision)
             return
         self._astray = True
         raise OutOfStep(f"the {problem} of revision {self.revision} are not what policyd has")
+
+    def _came_twice(self) -> bool:
+        """Whether the last snapshot that was refused held the same."""
+        held = total((self._policy_digest(), *self._digests.addresses))
+        before, self._refused = self._refused, held
+        return before == held
 
     def _policy_digest(self) -> int:
         found = self._digests

@@ -156,7 +156,7 @@ def test_a_fault_at_any_message_leaves_no_trace(name: str, fault: Fault) -> None
 
 @pytest.mark.parametrize("fault", Fault, ids=lambda fault: fault.name)
 def test_a_fault_within_an_update_of_many_messages_leaves_no_trace(fault: Fault) -> None:
-    struck = list(struck_everywhere(BUSY, fault, message_bytes=120))
+    struck = list(struck_everywhere(BUSY, fault, message_bytes=40))
     assert len(struck) > len(BUSY) + 1, "no Update was divided"
 
 

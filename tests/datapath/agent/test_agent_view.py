@@ -2,10 +2,20 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
 
+import pytest
 from pyroaring import BitMap
 
+from datapath.agent import checkpoint
 from datapath.agent.addresses import address_ops, parse_cidr
-from datapath.agent.view import Address, GroupChange, GroupDelta, Update, View
+from datapath.agent.view import (
+    Address,
+    AddressColumns,
+    GroupChange,
+    GroupDelta,
+    OutOfStep,
+    Update,
+    View,
+)
 from datapath.maps.layout import Prefix4, Prefix6, mapped
 from services.policy.clauses import LocalPolicy, PolicyRef, RuleSource
 
@@ -75,3 +85,45 @@ def test_addresses_of_this_node_come_from_its_own_endpoints_alone() -> None:
     ops = address_ops(put, ("10.0.0.3",), local={mapped(IPv4Address("10.0.0.3"))}, own_nodes={"n1"})
     assert ops.ipcache == {0x0A000002: 7}
     assert ops.ipcache_removed == [0x0A000001]
+
+
+def test_a_snapshot_with_another_digest_is_taken_when_it_comes_twice() -> None:
+    view = View()
+    strange = Update(1, snapshot=True, addresses=(Address("10.0.0.1", 7),), addresses_digest=1)
+    with pytest.raises(OutOfStep, match="addresses of revision 1"):
+        view.apply([strange])
+    change = view.apply([strange])
+    assert [a.cidr for a in change.addresses_put] == ["10.0.0.1"]
+
+
+def test_what_leads_on_from_elsewhere_changes_nothing_until_all_is_told() -> None:
+    view = View()
+    view.apply([Update(5, snapshot=True, addresses=(Address("10.0.0.1", 7),))])
+    with pytest.raises(OutOfStep, match="leads on from revision 6; 5 is held"):
+        view.apply([Update(7, after=6, addresses=(Address("10.0.0.2", 7),))])
+    with pytest.raises(OutOfStep, match="has not come yet"):
+        view.apply([Update(8, after=7)])
+    assert view.addresses.keys() == {"10.0.0.1"}
+    change = view.apply([Update(8, resumed=True, addresses=(Address("10.0.0.2", 8),))])
+    assert [a.cidr for a in change.addresses_put] == ["10.0.0.2"]
+    assert view.revision == 8
+
+
+def test_what_was_applied_with_a_wrong_digest_shows_in_the_change_that_mends_it() -> None:
+    view = View()
+    view.apply([Update(5, snapshot=True)])
+    with pytest.raises(OutOfStep):
+        view.apply([Update(6, after=5, addresses=(Address("10.0.0.1", 9),), addresses_digest=1)])
+    change = view.apply([Update(6, resumed=True, addresses=(Address("10.0.0.1", 7),))])
+    assert [a.identity for a in change.addresses_put] == [7]
+    assert not view.apply([Update(6, after=5, addresses=(Address("10.0.0.1", 9),))]), "repeated"
+
+
+def test_a_view_of_a_checkpoint_says_the_same_of_itself() -> None:
+    view = View()
+    rule = RuleSource(16, PolicyRef("K", "n", "p"), 0, "ingress[0]", 3)
+    addresses = tuple(Address(f"10.0.0.{n}", 7) for n in range(200))
+    view.apply([Update(1, snapshot=True, groups=((1, BitMap([7])),), rules=(rule,), instance="i")])
+    view.apply([Update(2, addresses=addresses, columns=AddressColumns.of(addresses))])
+    view.apply([Update(3, local_policies=(ONE,), addresses_removed=("10.0.0.9",))])
+    assert checkpoint.unpack_view(checkpoint.pack_view(view)).holding() == view.holding()
