@@ -414,32 +414,34 @@ def test_tuning_and_portmap_follow_it_in_a_chain(stack: Stack, plugins: list[str
     runtime = network(plugins, "1.0.0", tuning, portmap)
     ports = {"portMappings": [{"hostPort": 18080, "containerPort": 80, "protocol": "tcp"}]}
     with namespace() as ns, outside() as client:
-        made = runtime.add("c1", ns.path, args=named("db"), capabilities=ports)
-        assert made["ips"][0]["address"] in ns.ip("addr show eth0")
-        assert ns.call(lambda: Path("/proc/sys/net/core/somaxconn").read_text()) == "321\n"
-        # No CHECK: portmap 1.1.1 looks for rules of IPv6 where there is no such address.
-        with ns.listen(80):
-            assert client.can_connect("192.0.2.1", 18080, timeout_s=2)
-            stack.apply(FROM_INSIDE)
-            assert not client.can_connect("192.0.2.1", 18080)
-            stack.withdraw("CiliumNetworkPolicy", "shop", "inside")
-        runtime.delete("c1", ns.path)
+        try:
+            made = runtime.add("c1", ns.path, args=named("db"), capabilities=ports)
+            assert made["ips"][0]["address"] in ns.ip("addr show eth0")
+            assert ns.call(lambda: Path("/proc/sys/net/core/somaxconn").read_text()) == "321\n"
+            # No CHECK: portmap 1.1.1 looks for rules of IPv6 where there is no such address.
+            with ns.listen(80):
+                assert client.can_connect("198.18.77.1", 18080, timeout_s=2)
+                stack.apply(FROM_INSIDE)
+                assert not client.can_connect("198.18.77.1", 18080)
+                stack.withdraw("CiliumNetworkPolicy", "shop", "inside")
+        finally:
+            runtime.delete("c1", ns.path)  # portmap's rules, too, which are the machine's
         with pytest.raises(ConnectionRefusedError):
-            client.can_connect("192.0.2.1", 18080)
+            client.can_connect("198.18.77.1", 18080)
         assert nothing_left(stack)
 
 
 @contextmanager
 def outside() -> Iterator[Namespace]:
-    """A machine that reaches this node by the address 192.0.2.1."""
+    """A machine that reaches this node by the address 198.18.77.1."""
     with namespace() as space:
         for command in (
             f"link add tsrcniout type veth peer name eth0 netns {space.name}",
-            "addr add 192.0.2.1/24 dev tsrcniout",
+            "addr add 198.18.77.1/30 dev tsrcniout",
             "link set tsrcniout up",
         ):
             subprocess.run(["ip", *command.split()], check=True)
-        space.ip("addr add 192.0.2.2/24 dev eth0")
+        space.ip("addr add 198.18.77.2/30 dev eth0")
         space.ip("link set eth0 up")
         yield space
 
