@@ -19,7 +19,7 @@ from tests.fakes.stack import ControlPlane, eventually, free_port
 
 SEED = 20
 # Of each operation, beside one for each boundary of its parameters.
-EXAMPLES = 3
+EXAMPLES = 2
 BOUND_S = 200.0
 # Streams end when the client does; their own tests read them (test_apid_stream.py).
 STREAMS = r"/(watch|events)$"
