@@ -205,7 +205,7 @@ class View:
         for start in (at, claim.window):
             at = start
             while at < block.count:
-                gap = around(lost, at)
+                gap = around(lost, at) if lost else None
                 if gap is not None:
                     at = gap[1] + 1
                 elif at in why:
@@ -346,11 +346,11 @@ class View:
     def _count(self, claim: Claimed) -> int:
         lost = within(self._lost(claim.pool, claim.block), claim.window, claim.block.count - 1)
         uses = self._uses.get((claim.pool, claim.block))
-        used = (
-            sum(1 for at in uses.why if at >= claim.window and around(lost, at) is None)
-            if uses
-            else 0
-        )
+        why = uses.why if uses else {}
+        if lost or claim.window:
+            used = sum(1 for at in why if at >= claim.window and around(lost, at) is None)
+        else:
+            used = len(why)
         return claim.block.count - claim.window - size(lost) - used
 
     def _mark(self, pool: str, block: Block, address: int, flag: int) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ipam.allocate import Pick, Request
 from ipam.block import address_text
-from ipam.keys import Owner, address_key
+from ipam.keys import Owner, address_key, block_key
 from ipam.view import Assigned, View
 from services.ipamd import rows, transactions
 from services.ipamd.allocator import Allocator, found
@@ -140,6 +140,7 @@ class Replayer:
             held = [await self._stored(entry.pool, address) for address in entry.addresses]
             if all(row is not None and _is(row, node, entry.owner) for row in held):
                 return ""
+            await self._read_blocks(entry)
             picks = self._picks(node, entry)
             if not picks or any(held):
                 break
@@ -156,6 +157,15 @@ class Replayer:
             log.warning("address.lost", address=texts, node=node, error=str(error))
             return str(error)
         return ""
+
+    async def _read_blocks(self, entry: Entry) -> None:
+        """The node may have been given the window by another replica, a moment ago."""
+        pool = self._view.pool(entry.pool)
+        for address in entry.addresses:
+            block = pool.block_of(address) if pool is not None else None
+            kv = await self._store.get(block_key(entry.pool, block)) if block else None
+            if kv is not None:
+                self._view.put_block(rows.claimed_of(kv))
 
     def _learn(self, entry: Entry, outcome: TxnResult) -> None:
         pool = self._view.pool(entry.pool)

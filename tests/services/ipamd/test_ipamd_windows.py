@@ -80,6 +80,17 @@ async def test_telling_twice_is_telling_once(store, clock) -> None:
     assert node.lost == []
 
 
+async def test_a_replica_that_has_not_heard_of_the_window_takes_its_journal(store, clock) -> None:
+    async with replica(store, clock, SMALL) as one, replica(store, clock, seed=2) as late:
+        node = await windowed(one, "a", clock)
+        given = node.take("web")
+        for claim in tuple(late.view.blocks()):
+            late.view.remove_block(claim.pool, claim.block, claim.revision)
+        await node.tell(late)
+    assert node.lost == []
+    assert await check_store(store) == {"shop/web eth0": given}
+
+
 async def test_given_and_taken_back_in_one_batch_leaves_nothing(store, clock) -> None:
     async with replica(store, clock, SMALL) as one:
         node = await windowed(one, "a", clock)
