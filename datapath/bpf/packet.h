@@ -161,7 +161,12 @@ static __always_inline bool same_addr(const struct addr *a, const struct addr *b
 
 static __always_inline bool same_mac(const __u8 *a, const __u8 *b)
 {
-	return !__builtin_memcmp(a, b, ETH_ALEN);
+	__u8 differ = 0;
+
+	/* clang 14 makes a call of memcmp, and there is nobody to answer it. */
+	for (int i = 0; i < ETH_ALEN; i++)
+		differ |= a[i] ^ b[i];
+	return !differ;
 }
 
 static __always_inline bool is_of_vlan(const struct __sk_buff *skb)
