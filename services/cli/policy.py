@@ -44,27 +44,53 @@ def apply(
     timeout: Timeout = "30s",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge, store nothing.")] = False,
     author: Annotated[str, typer.Option(help="Recorded with the change.", metavar="NAME")] = "",
+    confirm: Annotated[
+        str,
+        typer.Option(
+            help="Take it back after this time unless `tessera policy confirm` is run: 60s, 5m.",
+            metavar="TIME",
+        ),
+    ] = "",
     server: Server = DEFAULT_SERVER,
     output: Output = Format.TABLE,
 ) -> None:
     """Apply policies: all of them, or none if one is refused."""
     from services.cli import client, manifests
     from services.cli.apply import Request, apply_all
+    from services.cli.confirm import unconfirmed
     from services.runtime import tracing
 
     deadline_s = manifests.seconds(timeout)
+    doubted = None
+    if confirm and not dry_run:
+        doubted = unconfirmed(server, manifests.seconds(confirm))
     request = Request(manifests.read(file), namespace, author or getpass.getuser(), dry_run=dry_run)
     tracing.configure("cli", "")
     with tracing.span("tessera policy apply"):
         outcome = apply_all(
             client.server(server), request, tracing.current_traceparent(), wait * deadline_s
         )
+    if doubted is not None:
+        doubted.expect(outcome, request.author)
     if output is Format.JSON:
         write_json(outcome.to_json())
     else:
         _tell(outcome, dry_run=dry_run)
     if outcome.failed:
         raise typer.Exit(1)
+
+
+@app.command("confirm", epilog=examples("tessera policy confirm", "tessera policy confirm 57"))
+def confirm_(
+    revision: Annotated[
+        int, typer.Argument(metavar="[REVISION]", help="0: all that wait here.", min=0)
+    ] = 0,
+) -> None:
+    """Keep what was applied with --confirm."""
+    from services.cli import confirm
+
+    for kept in confirm.confirm(revision):
+        say(f"revision {kept} stays")
 
 
 def _tell(outcome: Outcome, *, dry_run: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -107,3 +109,38 @@ def test_broken_glass_opens_the_node_with_its_agent_or_without(guarded: Cluster,
         assert guarded.world.can_connect(two.ip, KUBELET)
         glass(two, "--mend")
         assert not guarded.world.can_connect(two.ip, KUBELET)
+
+
+def apply_for(
+    guarded: Cluster, seconds: str, path: Path, state: Path
+) -> subprocess.CompletedProcess:
+    server = f"unix://{guarded.plane.layout.socket('apid')}"
+    words = ("apply", "--wait", "--confirm", seconds, "-f", str(path), "--server", server)
+    return policy_command(state, *words)
+
+
+def policy_command(state: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "services.cli.main", "policy", *words],
+        capture_output=True, text=True, env=os.environ | {"XDG_STATE_HOME": str(state)},
+        check=False, timeout=60,
+    )  # fmt: skip
+
+
+def test_what_nobody_confirms_is_taken_back(guarded: Cluster, tmp_path: Path) -> None:
+    _, two = guarded.nodes
+    (path,) = SEED.rglob("04-*.yaml")
+    with two.ns.listen(KUBELET):
+        done = apply_for(guarded, "2s", path, tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "taken back in 2 s unless: tessera policy confirm" in done.stderr
+        eventually(lambda: guarded.world.can_connect(two.ip, KUBELET), "it stays")
+        assert json.loads(guarded.plane.rest.get("/v1/policies"))["policies"] == []
+        assert policy_command(tmp_path, "confirm").returncode == 1
+
+        done = apply_for(guarded, "30s", path, tmp_path)
+        assert done.returncode == 0, done.stderr
+        kept = policy_command(tmp_path, "confirm")
+        assert kept.stdout.startswith("revision ")
+        assert not guarded.world.can_connect(two.ip, KUBELET)
+    guarded.clear_policies()
