@@ -19,7 +19,6 @@ from services.identityd.trend import Trend
 from services.identityd.usage import KeyUsage
 from services.identityd.view import IdentityView
 from services.runtime.clock import Clock
-from services.runtime.errors import Invalid
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -105,7 +104,7 @@ class IdentityQueriesDoor(IdentityQueriesServicer):
             case "node":
                 return await self._queries.of_node(request.node)
             case _:
-                raise Invalid("name an identity, an address, a CIDR, an endpoint or a node")
+                return list(self._view.announced)
 
     async def Stats(self, request: pb.StatsRequest, context: _Context) -> pb.StatsResponse:
         await self._view.ready()

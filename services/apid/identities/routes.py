@@ -1,4 +1,4 @@
-"""/v1/identities: who the numbers are, who uses them, and how many are left."""
+"""/v1/identities and /v1/endpoints: who the numbers are, who uses them, how many are left."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from services.apid.identities import model, rules
 from services.apid.identities.backend import Identities
 from services.apid.identities.watch import EVENTS, IdentityWatch, WatchQuery
 from services.apid.rest import pages
+from services.apid.rest.errors import BAD_QUERY, Refusal
 from services.apid.rest.params import Chosen, Labels, Paged, Small
 from services.apid.rest.route import AnyRoute, Call, Nothing, Route, Stream
 from services.runtime.errors import Invalid, NotFound
@@ -27,6 +28,12 @@ class IdentityPath(Chosen, frozen=True, kw_only=True):
 
 class EndpointQuery(Paged, frozen=True, kw_only=True):
     id: Small
+
+
+class AnnouncedQuery(Paged, frozen=True, kw_only=True):
+    endpoint: Annotated[str, Meta(description="namespace/name, or a name in any namespace.")] = ""
+    node: str = ""
+    cidr: Annotated[str, Meta(description="Addresses within it.", examples=["10.244.0.0/24"])] = ""
 
 
 class UsageQuery(Paged, frozen=True, kw_only=True):
@@ -50,6 +57,17 @@ class IdentityHandlers:
 
     async def references(self, call: Call[IdentityPath]) -> model.References:
         return await self._identities.references(call.takes.id)
+
+    async def list_endpoints(self, call: Call[AnnouncedQuery]) -> model.Endpoints:
+        query = call.takes
+        only = {name: getattr(query, name) for name in ("endpoint", "node", "cidr")}
+        named = {name: text for name, text in only.items() if text}
+        if len(named) > 1:
+            raise Refusal(BAD_QUERY, f"give one of {' and '.join(named)}, not both")
+        after = pages.position(query, str) or ""
+        request = pb.AddressesRequest(**named, limit=query.limit, after=after)
+        found, more = await self._identities.endpoints(request)
+        return model.Endpoints(found, pages.cursor(query, found[-1].ip) if more else "")
 
     async def endpoints(self, call: Call[EndpointQuery]) -> model.Endpoints:
         query = call.takes
@@ -94,6 +112,11 @@ def routes(backends: Backends) -> tuple[AnyRoute, ...]:
             "GET", "/v1/identities/{id}", "One identity",
             on.get_identity, IdentityPath, model.Identity,
             raises=(NotFound,), example=_IDENTITIES.identities[0],
+        ),
+        Route(
+            "GET", "/v1/endpoints", "What nodes have announced, by address, with its identity",
+            on.list_endpoints, AnnouncedQuery, model.Endpoints, items="endpoints",
+            raises=(Invalid,), example=_ENDPOINTS,
         ),
         Route(
             "GET", "/v1/identities/{id}/references", "Which nodes use it, for which endpoints",

@@ -107,6 +107,28 @@ async def test_who_uses_an_identity_is_told_by_node_and_by_endpoint(
     assert ([one["name"] for one in last["endpoints"]], last["next"]) == (["web-2"], "")
 
 
+async def test_what_is_announced_is_listed_with_its_identity(
+    client: Client, identityd: RunningIdentityd
+) -> None:
+    web, db = await identityd.allocate("k8s:tier=a", "k8s:tier=b")
+    await identityd.announce(web, ("shop", "web", "10.0.0.1"), ("bank", "web", "10.0.1.1"))
+    await identityd.announce(db, ("shop", "db", "10.0.0.2"))
+
+    async def names(query: str) -> list[tuple[str, int]]:
+        found = (await get(client, f"/v1/endpoints?{query}"))["endpoints"]
+        return [(f"{one['namespace']}/{one['name']}", one["identity"]) for one in found]
+
+    every = [("shop/web", web), ("shop/db", db), ("bank/web", web)]
+    assert await names("") == await names(f"node={NODE}") == every
+    assert await names("endpoint=shop/db") == [("shop/db", db)]
+    assert await names("endpoint=web") == [every[0], every[2]]
+    assert await names("cidr=10.0.0.0/24") == every[:2]
+    first = await get(client, "/v1/endpoints?limit=2")
+    assert await names(f"limit=2&cursor={first['next']}") == every[2:]
+    async with client.get("/v1/endpoints?node=a&cidr=::/0") as response:
+        assert response.status == 400
+
+
 async def test_the_numbers_left_and_what_they_go_to(
     client: Client, identityd: RunningIdentityd
 ) -> None:
