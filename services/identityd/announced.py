@@ -53,6 +53,9 @@ class Announced:
         """The addresses, in no order."""
         return iter(self._values)
 
+    def has_node(self, node: str) -> bool:
+        return node in self._addresses_of_node
+
     def at(self, ip: str) -> Address | None:
         value = self._values.get(ip)
         return None if value is None else self._address(value)

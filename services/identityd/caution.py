@@ -3,7 +3,7 @@
     this process just started          it has not seen what the others saw
     the store has a new leader         nodes could not renew their leases for a while
     no heartbeat                       the watch stalls: what is seen may be old
-    a fifth of the references at once  nodes failed, more likely than workloads ended
+    a fifth of the references at once  their nodes went with them: failed, more likely than left
 
 Each of them suspends collecting for one session lifetime, in which nodes return and renew.
 """
@@ -25,8 +25,8 @@ SILENCE_S: Final = 2.5 * HEARTBEAT_S
 
 @dataclass(frozen=True, slots=True)
 class Signs:
-    """What there is to see. `lost`: references gone within LOSS_SPAN_S; `references`: those left;
-    `heard_s`: when a heartbeat was last seen, monotonic."""
+    """What there is to see. `lost`: references gone with their nodes within LOSS_SPAN_S;
+    `references`: those left; `heard_s`: when a heartbeat was last seen, monotonic."""
 
     lost: int
     references: int

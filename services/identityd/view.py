@@ -107,7 +107,8 @@ class IdentityView:
         self._postings = Postings()
         self._postings.add(self._standing)
         self._references = 0
-        self._references_gone = 0
+        # Of the batch being read: nodes, and how many references of each went.
+        self._gone: Counter[str] = Counter()
         self.free.reset()
 
     # -------------------------------------------------------------- following
@@ -248,7 +249,6 @@ class IdentityView:
 
     def _apply(self, events: Iterable[WatchEvent]) -> None:
         fresh: dict[NumericIdentity, Labels] = {}
-        before = self._references_gone
         for event in events:
             match event:
                 case Changed(kv=kv):
@@ -262,10 +262,16 @@ class IdentityView:
                     self._finish_listing()
         if fresh:
             self._postings.add(fresh)
-        gone = self._references_gone - before
-        if gone:
-            self.losses.add(gone, self._clock.monotonic_s())
+        self._note_losses()
         self.feed.flush()
+
+    def _note_losses(self) -> None:
+        """A reference is lost when its node went with it: both hung on the session's lease. A node
+        that is there has given it back, which happens all the time."""
+        lost = sum(n for node, n in self._gone.items() if not self.announced.has_node(node))
+        self._gone.clear()
+        if lost:
+            self.losses.add(lost, self._clock.monotonic_s())
 
     def _changed(self, kv: KeyValue, fresh: dict[NumericIdentity, Labels]) -> None:
         key = kv.key
@@ -371,7 +377,7 @@ class IdentityView:
             return
         nodes.discard(node)
         self._references -= 1
-        self._references_gone += 1
+        self._gone[node] += 1
         self._tell_reference(event.revision, ChangeKind.RELEASED, number, node)
         if not nodes:
             del self._nodes[number]

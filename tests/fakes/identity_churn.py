@@ -72,7 +72,7 @@ class Recorder:
         """Everything that has happened by now is recorded."""
         await self._kv.Put(etcd.PutRequest(key=b"tessera/test/mark", value=b""))
         head = await self._kv.Range(etcd.RangeRequest(key=b"tessera/test/mark"))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             while self.revision < head.header.revision and not self.failed:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
@@ -189,12 +189,14 @@ class Node:
                 self._journal.away += 1
                 self._at = (self._at + 1) % len(self._stubs)
                 await asyncio.sleep(0.1)
-            await asyncio.sleep(self._chooser.uniform(0.0, 0.05))
+            # So that a set is unused for about as long as it takes to be collected: then the two
+            # meet most often.
+            await asyncio.sleep(self._chooser.uniform(0.05, 0.25))
 
     async def leave(self) -> None:
         """Gives everything back, however long that takes."""
         self._settle(now_s())
-        for _ in range(60):
+        for _ in range(300):
             try:
                 request = pb.CloseSessionRequest(node=self._name, lease=self._lease)
                 if self._lease:

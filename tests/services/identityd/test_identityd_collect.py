@@ -214,6 +214,14 @@ async def test_losing_many_references_at_once_suspends_collecting(store, one, cl
     assert all(one.view.nodes_of(n) == [] or one.view.labels_of(n) for n in range(256, 65536))
 
 
+async def test_giving_many_references_back_suspends_nothing(store, one, clock):
+    lease = await one.open("node-a")
+    numbers = await one.allocate(lease, *(f"k8s:app=app{i}" for i in range(200)))
+    await release(store, "node-a", [NumericIdentity(n) for n in numbers])
+    await keep(one, clock, lease, GRACE_S + LATE_S)
+    assert one.counts.collected == 200
+
+
 async def test_two_replicas_collect_side_by_side_without_harm(store, one, clock):
     async with replica(store, clock, seed=1, collect=True) as other:
         await clock.advance(SESSION_TTL_S + LATE_S)

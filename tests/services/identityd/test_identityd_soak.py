@@ -34,8 +34,8 @@ SETTINGS = (
 )
 # How late the recorder may be; the machine is shared.
 SLACK_S = 1.5
-SETS = [f"k8s:app=app{i}" for i in range(300)]
-NODES = 8
+SETS = [f"k8s:app=app{i}" for i in range(60)]
+NODES = 12
 
 
 async def disturb(replicas, recorder, chooser, until_s):
@@ -62,7 +62,7 @@ async def disturb(replicas, recorder, chooser, until_s):
 
 async def until_nothing_is_left(recorder):
     """Collecting rests for a session's life after the last start."""
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(180):
         while True:
             await recorder.caught_up()
             last = {event.key: event.value for event in recorder.events}
