@@ -72,6 +72,9 @@ class Addresses:
     def nodes(self) -> frozenset[str]:
         return frozenset(self._node_ips)
 
+    def has_node(self, node: str) -> bool:
+        return node in self._node_ips
+
     def nodes_of(
         self, identities: Iterable[NumericIdentity]
     ) -> Mapping[str, frozenset[NumericIdentity]]:

@@ -245,7 +245,8 @@ class PolicyAdmin(policy_pb2_grpc.PolicyAdminServicer):
         return next((node for node in self._expected() if self._is_behind(node, revision)), None)
 
     def _is_behind(self, node: str, revision: int) -> bool:
-        return node in self._expected() and bool(self._nodes.state(node, revision).reason)
+        expected = self._nodes.is_connected(node) or self._state.addresses.has_node(node)
+        return expected and bool(self._nodes.state(node, revision).reason)
 
     def _expected(self) -> Set[str]:
         return self._state.addresses.nodes | self._nodes.connected

@@ -71,6 +71,9 @@ class Nodes:
         """To any replica."""
         return frozenset(self._streams) | self._best.keys()
 
+    def is_connected(self, node: str) -> bool:
+        return node in self._streams or node in self._best
+
     def opened(self, subscription: Subscription, stream: int = 0) -> None:
         """The newest stream of a node speaks for it; one that is still open is ended."""
         old = self._streams.get(subscription.node)

@@ -170,6 +170,7 @@ def differing(plane: Plane) -> dict[str, str]:
     return found
 
 
+@pytest.mark.timeout(SOAK_S + 4 * SETTLE_S)
 def test_whatever_dies_every_node_ends_with_what_the_store_says(plane: Plane) -> None:
     count = {"fleet0": NODES - NODES // 4, "fleet1": NODES // 4}
     plane.fleet("fleet0", count["fleet0"], apps=APPS, endpoints=4)
