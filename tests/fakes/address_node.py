@@ -4,7 +4,7 @@ may be killed at any point: the agent's Addressing, its log, its records on disk
     python -m tests.fakes.address_node '{"node": ..., "target": ..., "folder": ..., ...}'
 
 <folder>/ledger    a line each time an endpoint was given addresses, and before it gives them up
-<folder>/phase     written by the test: run, settle (delete half of them, then rest), exit
+<folder>/stage     written by the test: run, settle (delete half of them, then rest), exit
 <folder>/settled   written by the node: the endpoints it has then
 """
 
@@ -67,8 +67,8 @@ class Node:
             await asyncio.to_thread(checkpoint.write, self.folder / ENDPOINTS_FILE, packed)
             self.saved = covers
 
-    def phase(self) -> str:
-        return (self.folder / "phase").read_text()
+    def stage(self) -> str:
+        return (self.folder / "stage").read_text()
 
     async def add(self, addressing: Addressing, name: str) -> None:
         record = EndpointRecord(
@@ -107,7 +107,7 @@ class Node:
         await self.save()
 
     async def work(self, addressing: Addressing) -> None:
-        while self.phase() == "run":
+        while self.stage() == "run":
             name = f"w{self.random.randrange(NAMES)}"
             key = (f"ns-{self.node}", name)
             if key not in self.busy:
@@ -164,7 +164,7 @@ class Node:
                     for _ in range(self.concurrency):
                         workers.create_task(self.work(addressing))
                 await self.settle(addressing)
-                while self.phase() != "exit":  # noqa: ASYNC110 - a file says it
+                while self.stage() != "exit":  # noqa: ASYNC110 - a file says it
                     await asyncio.sleep(0.05)
                 running.cancel()
         log.close()

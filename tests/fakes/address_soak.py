@@ -58,7 +58,7 @@ class Soak:
         for number in range(self.nodes):
             place = self.place(f"n{number}")
             place.mkdir()
-            (place / "phase").write_text("run")
+            (place / "stage").write_text("run")
             await self.start_node(f"n{number}")
         for number in range(self.nodes):
             ledger = self.place(f"n{number}") / "ledger"
@@ -136,7 +136,7 @@ class Soak:
         """owner -> addresses, of the endpoints that the living nodes have when all is quiet."""
         living = [f"n{n}" for n in range(self.nodes) if f"n{n}" not in self.dead]
         for node in living:
-            (self.place(node) / "phase").write_text("settle")
+            (self.place(node) / "stage").write_text("settle")
         left: dict[str, set[str]] = {}
         for node in living:
             file = self.place(node) / "settled"
@@ -159,7 +159,7 @@ class Soak:
     async def stop(self) -> None:
         for node in tuple(self.running):
             if node.startswith("n") and self.place(node).exists():
-                (self.place(node) / "phase").write_text("exit")
+                (self.place(node) / "stage").write_text("exit")
         for process in self.running.values():
             if process.returncode is None:
                 process.terminate()
