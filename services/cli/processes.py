@@ -11,6 +11,7 @@ import typer
 
 from services.cli.layout import MODULES, child_environ
 from services.cli.options import ConfigFile
+from services.runtime.errors import Invalid
 
 AGENT_CLEANUP = "datapath.agent.cleanup"
 SIMNODE = "datapath.simnode.main"
@@ -55,7 +56,7 @@ class AgentTask(StrEnum):
 def agent(
     task: Annotated[
         AgentTask,
-        typer.Argument(metavar="[break-glass]", help="Switch the host firewall off instead."),
+        typer.Argument(metavar="TASK", help="break-glass: switch the host firewall off at once."),
     ] = AgentTask.RUN,
     *,
     config: ConfigFile = None,
@@ -75,6 +76,8 @@ def agent(
 
         break_glass(config, mend=mend)
         return
+    if mend:
+        raise Invalid("--mend goes with break-glass: tessera agent break-glass --mend")
     if cleanup:
         _replace(AGENT_CLEANUP, config)
     replace_by("agent", config)
