@@ -37,21 +37,21 @@ def add(
     ref: Annotated[str, typer.Argument(metavar="NAMESPACE/NAME")],
     *,
     netns: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Name of an `ip netns`, or the path of a network namespace.", metavar="NETNS"
         ),
-    ] = "",
+    ] = None,
     pid: Annotated[
-        int, typer.Option(help="A process in the network namespace.", min=0, metavar="PID")
-    ] = 0,
+        int | None, typer.Option(help="A process in the network namespace.", min=1, metavar="PID")
+    ] = None,
     container: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Name or id of a running container (podman, Docker, nerdctl, runc, crun).",
             metavar="NAME",
         ),
-    ] = "",
+    ] = None,
     label: Labels = None,
     interface: Annotated[
         str, typer.Option(help="Its name inside the namespace.", metavar="NAME")
@@ -84,14 +84,13 @@ def add(
     namespace, slash, name = ref.partition("/")
     if not slash or not namespace or not name:
         raise Invalid(f"endpoint {ref!r} needs a namespace and a name, such as shop/frontend")
-    given = [bool(netns), bool(pid), bool(container)]
-    if sum(given) != 1:
+    if sum(one is not None for one in (netns, pid, container)) != 1:
         raise Invalid("name the namespace by one of --netns, --pid and --container")
     labels = _sourced(label)
-    if container:
+    if container is not None:
         found = containers.find(container)
         netns, labels = found.netns, [*labels, *found.labels]
-    elif pid:
+    elif pid is not None:
         netns = containers.netns_of(pid, f"process {pid}")
     wanted: dict[str, object] = {
         "namespace": namespace,
