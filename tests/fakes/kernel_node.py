@@ -57,7 +57,8 @@ GATEWAY6 = IPv6Address("fe80::1")
 HOST_IDENTITY = 1
 REMOTE_IDENTITY = 16777217
 NO_FLAGS = EndpointFlags(0)
-ROLES: tuple[Role, ...] = ("endpoint", "netdev", "overlay")
+ENDPOINTS: tuple[Role, ...] = ("endpoint",)
+EVERY_ROLE: tuple[Role, ...] = ("endpoint", "netdev", "overlay")
 NAT_PORTS = (61000, 61999)
 SMALL = Sizes(
     endpoints_max=64,
@@ -181,13 +182,14 @@ class KernelNode:
         *,
         object_path: Path | None = None,
         sizes: Sizes = SMALL,
+        roles: tuple[Role, ...] = ENDPOINTS,
     ) -> Self:
         """`tag`: makes the bpffs folder of this node its own."""
         needs_kernel()
         bpf_dir = Path(f"/sys/fs/bpf/tsr-test-{os.getpid()}-{tag}")
         try:
             datapath = Datapath.open(
-                object_path or built_object(), bpf_dir, sizes, attach=attach, roles=ROLES
+                object_path or built_object(), bpf_dir, sizes, attach=attach, roles=roles
             )
         except Unusable as error:
             if "refuses" in str(error):
@@ -323,7 +325,9 @@ class KernelNode:
             (event.reason, event.direction, event.rule_id) for event in self.events(EventType.DROP)
         ]
 
-    def reopen(self, object_path: Path | None = None, roles: tuple[Role, ...] = ROLES) -> Datapath:
+    def reopen(
+        self, object_path: Path | None = None, roles: tuple[Role, ...] = ENDPOINTS
+    ) -> Datapath:
         """What the next agent does; the one before is not closed."""
         path = object_path or built_object()
         self.datapath = Datapath.open(path, self.bpf_dir, SMALL, attach=self.mode, roles=roles)

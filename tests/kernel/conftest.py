@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import pytest
 
 from datapath.maps.layout import EventType
-from tests.fakes.kernel_node import KernelNode, Workload
+from tests.fakes.kernel_node import EVERY_ROLE, KernelNode, Workload
 from tests.fakes.packets import DROPPED
 
 
 @pytest.fixture(scope="session")
 def shared_node() -> Iterator[KernelNode]:
-    node = KernelNode.start("shared")
+    node = KernelNode.start("shared", roles=EVERY_ROLE)
     try:
         node.add("10.78.0.11", 1001)
         node.add("10.78.0.12", 1002)

@@ -16,6 +16,7 @@ from datapath.maps.layout import IpcacheEntry, PolicyPeerKey, Verdict
 from datapath.maps.tables import Tables
 from services.runtime.errors import Exhausted, NotFound, Unusable
 from tests.fakes.kernel_node import (
+    EVERY_ROLE,
     SMALL,
     KernelNode,
     Workload,
@@ -136,9 +137,10 @@ def test_an_interface_that_is_gone_is_not_attached_any_more(own_node: KernelNode
 
 def test_a_device_in_a_role_the_next_agent_has_not_is_let_go(own_node: KernelNode) -> None:
     alice, bob = own_node.workloads
+    own_node.reopen(roles=EVERY_ROLE)
     own_node.uplink()
     assert own_node.call(lambda: own_node.datapath.attached("netdev")) == {"up0"}
-    again = own_node.reopen(roles=("endpoint",))
+    again = own_node.reopen()
     assert own_node.call(again.replace_programs) == 2
     assert own_node.call(lambda: again.attached("netdev")) == set()
     assert own_node.call(again.attached) == {alice.outer, bob.outer}
