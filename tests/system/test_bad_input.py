@@ -173,7 +173,10 @@ def test_the_last_of_many_files_refused_leaves_none_applied(calm: Stack, tmp_pat
     for name in "ab":
         (tmp_path / f"{name}.yaml").write_text(POLICY.replace("name: api", f"name: {name}"))
     (tmp_path / "c.yaml").write_text(POLICY.replace("ingress", "ingres"))
-    assert f"{tmp_path}/c.yaml:4" in refusal(calm, "policy", "apply", "-f", tmp_path)
+    status, output, lines = tessera(calm, "policy", "apply", "-f", tmp_path)
+    assert (status, output) == (1, b"")
+    assert f"{tmp_path}/c.yaml:4:" in lines
+    assert lines.endswith("nothing was applied; correct the lines above\n")
     assert calm.etcd_keys("tessera/policy/object/") == []
 
 
