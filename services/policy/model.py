@@ -155,7 +155,9 @@ class Policy:
 
     @property
     def state(self) -> str:
-        """`enforced`, or `not enforced yet: <why>`."""
+        """`enforced`, `enforced on ...` or `not enforced yet: <why>`."""
         if any(rule.on_nodes and rule.subject != Selector.EVERYTHING for rule in self.rules):
             return "not enforced yet: nodes have no labels to choose them by; use nodeSelector: {}"
+        if any(rule.on_nodes for rule in self.rules):
+            return "enforced on nodes with [agent] host_firewall = true"
         return "enforced"

@@ -23,7 +23,7 @@ import msgspec
 from identity.numbers import NumericIdentity
 from services.policyd.nodes import Nodes, Progress
 from services.runtime.clock import Clock
-from services.runtime.errors import NotFound, Retry
+from services.runtime.errors import Exhausted, NotFound, Retry
 from services.runtime.log import logger
 from services.store.model import NO_LEASE, Changed, Removed, Store
 
@@ -125,7 +125,7 @@ class Replicas:
                 await self._tell_what_moves()
             except NotFound:
                 self._lease = NO_LEASE
-            except Retry as error:
+            except (Retry, Exhausted) as error:
                 log.warning("replica.untold", error=str(error))
                 await self._clock.sleep(LEASE_TTL_S / 10)
 

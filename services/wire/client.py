@@ -41,7 +41,7 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),
     # A call that comes while gRPC waits before its next attempt fails at once, and its caller then
-    # waits in turn: with 5 s here, nodes were seen away for up to a minute after an outage. Who
+    # waits in turn: with 5 s here, the last nodes were back a third later after an outage. Who
     # calls has a pause of its own, so this one is short.
     ("grpc.max_reconnect_backoff_ms", 500),
     # A proxy from the environment must not come between services of one cluster.

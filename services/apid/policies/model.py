@@ -55,7 +55,8 @@ class Deleted(Struct, frozen=True):
 
 
 class StoredPolicy(Struct, frozen=True):
-    """`state`: enforced, `not enforced yet: ...` or `broken: ...`. `selects`: identities chosen."""
+    """`state`: `enforced`, `enforced on ...`, `not enforced yet: ...` or `broken: ...`. `selects`:
+    identities chosen."""
 
     kind: str
     namespace: str

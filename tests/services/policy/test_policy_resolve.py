@@ -343,7 +343,7 @@ def test_the_seed_policies_do_what_they_say():
 def test_the_host_firewall_seed_is_for_every_node_and_no_endpoint():
     host = seed()[3]
     made = resolver(host)
-    assert host.state == "enforced"
+    assert host.state == "enforced on nodes with [agent] host_firewall = true"
     assert made.selected_by(host.ref) == BitMap([HOST])
     assert len(made.rules(host.ref)) == 1
     assert made.local_policy(WEB).ingress_enforced is False
